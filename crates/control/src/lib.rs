@@ -15,7 +15,7 @@ mod rpc;
 mod shards;
 mod topology;
 
-pub use control::{Control, ControlParts, notices};
+pub use control::{Control, ControlParts, KeepEvidence, notices};
 pub use core::{
     Action, AnnounceNode, COMPARISONS_LISTED_MAX, ClusterView, Comparison, Comparisons, Consistency,
     DAMAGED_LISTED_MAX, DamagedReplica, Earlier, Evidence, FeedFollower, FeedStep, Fetched, Finding,

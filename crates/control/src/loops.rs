@@ -8,15 +8,16 @@ use std::{
 
 use flotilla_membership::{Input, Member};
 use flotilla_meta::{MetaCommand, MetaQuery, MetaReply, MetaState};
-use flotilla_replication::{Handle, Replicas, clock};
+use flotilla_replication::{Handle, LostReason, Replicas, clock};
 use flotilla_transport::{Class, PeerStatus, Transport};
 use flotilla_types::{NodeId, ReplicaId, ShardId, escape_hidden};
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
 
 use crate::{
-    Action, Consistency, Event, Evidence, Finding, Gossip, Lifecycle, LocalNode, Lost, Members, Outcome, PROPOSALS_MAX,
-    PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Reconciler, RequestKind, Said, Shards, ShardsLed, Topology, View,
+    Action, Consistency, Event, Evidence, Finding, Gossip, KeepEvidence, Lifecycle, LocalNode, Lost, Members, Outcome,
+    PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Reconciler, RequestKind, Said, Shards, ShardsLed, Topology,
+    View,
     core::{self, Contact, Report},
     shards::give_up,
 };
@@ -25,6 +26,9 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_millis(PROPOSE_TIMEOUT_MS);
 
 /// How long replicas may take to say something of their states.
 const FINGERPRINTS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a replica that is given up waits for its replacement until its records are kept.
+const EVIDENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often contact with other nodes is looked at.
 const CONTACT_INTERVAL: Duration = Duration::from_millis(500);
@@ -61,16 +65,49 @@ pub(crate) async fn run(context: Arc<Context>, mut reconciler: impl Reconciler) 
     }
 }
 
-/// Drives the lifecycle reconciler, which also receives losses.
-pub(crate) async fn lifecycle(context: Arc<Context>, mut losses: mpsc::UnboundedReceiver<Lost>) {
+/// Drives the lifecycle reconciler, which also receives losses. A replica that differs from others is replaced, and
+/// destroyed then, once its records are kept; it is not used meanwhile.
+pub(crate) async fn lifecycle(
+    context: Arc<Context>,
+    mut losses: mpsc::UnboundedReceiver<Lost>,
+    keep_evidence: KeepEvidence,
+) {
     let mut reconciler = Lifecycle::default();
+    // As many as losses, which are one for each replica.
+    let (kept, mut ready) = mpsc::unbounded_channel();
     loop {
         while let Ok(loss) = losses.try_recv() {
+            if loss.reason == LostReason::Diverged {
+                tokio::spawn(keep(context.clone(), keep_evidence.clone(), loss, kept.clone()));
+            } else {
+                reconciler.on_loss(&loss);
+            }
+        }
+        while let Ok(loss) = ready.try_recv() {
             reconciler.on_loss(&loss);
         }
         context.pass(&mut reconciler).await;
         tokio::time::sleep(pause(&reconciler)).await;
     }
+}
+
+/// Keeps the records of lost replicas, for a bounded time, and passes the loss on.
+async fn keep(context: Arc<Context>, keep_evidence: KeepEvidence, loss: Lost, kept: mpsc::UnboundedSender<Lost>) {
+    for (shard, replica) in loss.replicas.clone() {
+        let (context, keep_evidence) = (context.clone(), keep_evidence.clone());
+        let work = async move {
+            match context.host.contents(replica).await {
+                Ok(contents) => {
+                    let _ = tokio::task::spawn_blocking(move || keep_evidence(shard, replica, contents)).await;
+                }
+                Err(error) => tracing::warn!(%shard, %replica, %error, "the records of a replica are not kept"),
+            }
+        };
+        if tokio::time::timeout(EVIDENCE_TIMEOUT, work).await.is_err() {
+            tracing::warn!(%shard, %replica, "a replica is replaced before all of its records are kept");
+        }
+    }
+    let _ = kept.send(loss);
 }
 
 /// Drives the reconciler of the shards that are led here, and shows what changes them.

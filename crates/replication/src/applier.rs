@@ -19,9 +19,10 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use flotilla_consensus::ShardChange;
+use flotilla_failpoints::{Place, number};
 use flotilla_storage::{
     ApplyContext, EngineError, Fold, InMemory, MachineError, ReadContext, Remedy, StateEngine, StateMachine,
-    StateReader, remedy,
+    StateReader, WriteSet, remedy,
 };
 use flotilla_types::{
     Checkpoint, ClusterVersion, ConfState, Entry, EntryKind, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId,
@@ -584,9 +585,12 @@ impl Ready {
         if outcomes.len() != batch.commands.len() {
             return Err(MachineError::Corrupt("the state machine did not answer each command"));
         }
+        let flaw = if self.shard == ShardId::META { None } else { number(Place::ApplyFlaw) };
+        flaw.filter(|flaw| *flaw == 1).into_iter().for_each(|_| add_flaw(&mut writes));
         if let Some(chain) = &mut self.chain {
             chain.add(entry.index, &writes, &outcomes);
         }
+        flaw.filter(|flaw| *flaw == 2).into_iter().for_each(|_| add_flaw(&mut writes));
         if !writes.is_empty() {
             recalled.forget(&writes);
             engine.write(replica, writes, entry.index)?;
@@ -594,6 +598,13 @@ impl Ready {
         let last = batch.timestamp.plus((batch.commands.len() as u64).saturating_sub(1));
         self.clock = self.clock.max(last);
         Ok(outcomes)
+    }
+}
+
+/// Adds a record that no entry has written, under a key that nobody else uses. Only tests do.
+fn add_flaw(writes: &mut WriteSet) {
+    if let Some((key, value)) = writes.iter().find(|(_, value)| value.is_some()).cloned() {
+        writes.push(([&key, &b"\xff flaw"[..]].concat().into(), value));
     }
 }
 

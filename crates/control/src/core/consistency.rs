@@ -66,6 +66,8 @@ pub struct Comparison {
     pub at_ms: Option<u64>,
     /// Since when comparisons have said so, in Unix milliseconds.
     pub since_ms: u64,
+    /// Of different replicas: whether one is given up, because a majority agrees without it.
+    pub is_seen_to: bool,
     /// Why it is not equal.
     pub reason: String,
 }
@@ -202,7 +204,8 @@ impl Consistency {
     ) -> u64 {
         let before = self.shown.get(&shard);
         let since_ms = before.filter(|before| before.verdict == verdict).map_or(wall_ms, |before| before.since_ms);
-        let mut shown = Comparison { verdict, index: None, fold: None, at_ms: None, since_ms, reason: String::new() };
+        let (index, fold, at_ms, reason) = (None, None, None, String::new());
+        let mut shown = Comparison { verdict, index, fold, at_ms, since_ms, is_seen_to: false, reason };
         change(&mut shown);
         self.shown.insert(shard, shown);
         self.changed.insert(shard);
@@ -276,6 +279,7 @@ impl Consistency {
                 }
                 self.show(shard, ShardConsistency::Different, view.wall_ms, |shown| {
                     (shown.index, shown.at_ms, shown.reason) = (Some(index), Some(view.wall_ms), reason);
+                    shown.is_seen_to = verdict.is_ok();
                 });
                 self.schedule(shard, view.now_ms + AGAIN_MS);
                 verdict.map_or_else(|_| Vec::new(), |convicted| self.give_up(view, (replica, group), &convicted))

@@ -47,8 +47,8 @@ use inline::InlineExecutor;
 pub use pull::IncomingSnapshot;
 
 use crate::{
-    Answer, Applier, Core, Effects, Fingerprints, Freshness, HostConfig, Input, MachineFactory, Notice, Replicas,
-    Request, RequestError, clock,
+    Answer, Applier, Core, Effects, Fingerprints, Freshness, HostConfig, Input, MachineFactory, Notice,
+    ReplicaContents, Replicas, Request, RequestError, clock,
     work::{self, ScrubStatus},
 };
 
@@ -463,6 +463,14 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.apply.enqueue(apply::Job::Fingerprints(replica, reply));
         answer.await.ok().flatten()
+    }
+
+    /// The contents of a replica here: its records are a snapshot, until the replica is destroyed.
+    ///
+    /// # Errors
+    /// See [`DigestError`].
+    pub async fn contents(&self, replica: ReplicaId) -> Result<ReplicaContents, DigestError> {
+        digest::contents(&self.apply, replica).await
     }
 
     /// A replica here differs from a majority of its shard: it is used no more, unless its shard needs it.

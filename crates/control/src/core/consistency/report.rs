@@ -64,7 +64,7 @@ impl Comparisons {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let shard = |(shard, comparison): &(ShardId, Comparison)| {
-            let Comparison { verdict, index, fold, at_ms, since_ms, reason } = comparison;
+            let Comparison { verdict, index, fold, at_ms, since_ms, is_seen_to, reason } = comparison;
             encode(&peer::Comparison {
                 shard: shard.0,
                 verdict: LISTED.iter().position(|listed| listed == verdict).unwrap_or(LISTED.len()) as u32,
@@ -72,6 +72,7 @@ impl Comparisons {
                 fold: fold.map_or(0, |fold| fold.0),
                 at_ms: at_ms.unwrap_or(0),
                 since_ms: *since_ms,
+                seen_to: *is_seen_to,
                 reason: reason.clone(),
             })
         };
@@ -108,6 +109,7 @@ impl Comparisons {
                 fold: number(shard.fold).map(LogIndex),
                 at_ms: number(shard.at_ms),
                 since_ms: shard.since_ms,
+                is_seen_to: shard.seen_to,
                 reason: shard.reason.chars().take(REASON_BYTES_MAX).collect(),
             };
             shards.push((ShardId(shard.shard), comparison));
@@ -125,7 +127,7 @@ mod tests {
 
     fn comparison(verdict: ShardConsistency) -> Comparison {
         let (index, fold, at_ms) = (Some(LogIndex(7)), None, Some(9));
-        Comparison { verdict, index, fold, at_ms, since_ms: 5, reason: "because".to_owned() }
+        Comparison { verdict, index, fold, at_ms, since_ms: 5, is_seen_to: true, reason: "because".to_owned() }
     }
 
     #[test]
