@@ -23,7 +23,8 @@ pub use core::{
     Operation, Operations, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Point,
     Reconciler, RequestKind, RequestRetry, RetryDecision, RetryStep, Said, ShardAnswer, ShardConsistency, ShardError,
     ShardRequest, ShardStep, ShardsLed, TRANSFERS_MAX, UpgradeError, View, decode_answer, decode_snapshot,
-    encode_answer, feed_wait_ms, has_changes_since, liveness, meta_reply, next_shard_step, next_version, serves_feed,
+    encode_answer, feed_wait_ms, has_changes_since, liveness, may_order_to_give_up, meta_reply, next_shard_step,
+    next_version, serves_feed,
 };
 pub use events::Event;
 pub use gossip::Gossip;

@@ -343,7 +343,7 @@ impl Context {
 
     async fn give_up(&self, node: NodeId, shard: ShardId, replica: ReplicaId, evidence: Evidence) {
         if node == self.me.node {
-            return give_up(&self.host, replica, &evidence).await;
+            return give_up(&self.host, node, (shard, replica), &evidence).await;
         }
         let request = PeerRequest::GiveUp { shard, replica, evidence }.encode();
         if let Err(error) = self.network.call(node, Class::Rpc, request, PROPOSE_TIMEOUT).await {

@@ -86,7 +86,7 @@ impl RpcServer {
             }
             PeerRequest::GiveUp { shard, replica, evidence } => {
                 tracing::warn!(%from, %shard, %replica, "a replica is to be given up, as it differs from a majority");
-                give_up(&self.host, replica, &evidence).await;
+                give_up(&self.host, from, (shard, replica), &evidence).await;
                 Ok(Answered { payload: Bytes::new(), clock: Timestamp::ZERO })
             }
             PeerRequest::Comparisons => {

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::{
     Comparisons, Earlier, Evidence, NodeScrub, Operations, PeerRequest, RequestKind, RequestRetry, RetryDecision,
-    RetryStep, Said, ShardAnswer, ShardError, ShardRequest, Topology, core,
+    RetryStep, Said, ShardAnswer, ShardError, ShardRequest, Topology, core, core::may_order_to_give_up,
 };
 
 /// How often a refresh asks for the changes since the last answer, before it asks for the whole metadata.
@@ -35,8 +35,13 @@ pub(crate) fn operations_here(topology: &Topology, host: &Handle) -> Operations 
     topology.operations().with_snapshots(host.incoming_snapshots(), topology.node())
 }
 
-/// Gives up a replica of this node, if it differs from what a majority of its shard has.
-pub(crate) async fn give_up(host: &Handle, replica: ReplicaId, evidence: &Evidence) {
+/// Gives up a replica of this node, as the node `from` orders: if that leads the shard, and the replica differs from
+/// what a majority has.
+pub(crate) async fn give_up(host: &Handle, from: NodeId, (shard, replica): (ShardId, ReplicaId), evidence: &Evidence) {
+    if !host.status().get(replica).is_some_and(|status| may_order_to_give_up(status, shard, from)) {
+        tracing::warn!(%from, %shard, %replica, "a node that does not lead the shard wants a replica to be given up");
+        return;
+    }
     match host.fingerprints(replica).await.map(Said::here) {
         Some(said) if said.is_refuted_by(evidence) => host.diverged(replica),
         // It has gone on, or is gone: its leader compares it again.

@@ -10,6 +10,7 @@ mod chain;
 mod pins;
 mod recalled;
 mod slow;
+mod system;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -17,7 +18,7 @@ use std::{
     sync::{Arc, atomic::AtomicUsize},
 };
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use flotilla_consensus::ShardChange;
 use flotilla_failpoints::{Place, number};
 use flotilla_storage::{
@@ -36,6 +37,7 @@ pub use pins::{PIN_IDLE_MS, PIN_MS_MAX, PINNED_BYTES_MAX, PINS_MAX, PinId, Pinne
 use recalled::Recalled;
 use slow::{ReadState, on_read_failure};
 pub use slow::{Returned, SLOW_READS_MAX, SLOW_READS_PER_REPLICA_MAX, Slow, SlowApply, SlowDone, SlowRead};
+use system::{join_system, split_system};
 
 use crate::{Answer, Answered, ApplyTask, Batch, BatchError, Input, Query, RequestError, damage};
 
@@ -674,39 +676,5 @@ fn drop_tasks<T>(tasks: impl IntoIterator<Item = ApplyTask<T>>, out: &mut Applie
             ApplyTask::Freeze { replica } => out.inputs.push(Input::Frozen { replica, frozen: false }),
             ApplyTask::Open { .. } | ApplyTask::Close { .. } => {}
         }
-    }
-}
-
-/// The system state of a checkpoint: the host's clock (u64, big-endian), the chain if there is one, then the
-/// machine's own state.
-fn join_system(clock: Timestamp, (chain, maker): (Option<&Chain>, ReplicaId), machine: &[u8]) -> Bytes {
-    let mut system = BytesMut::with_capacity(8 + machine.len());
-    system.put_u64(clock.0);
-    Chain::encode(chain, maker, &mut system);
-    system.put_slice(machine);
-    system.freeze()
-}
-
-fn split_system(mut system: Bytes) -> Result<(Timestamp, Bytes), MachineError> {
-    if system.is_empty() {
-        return Ok((Timestamp::ZERO, system));
-    }
-    let clock = system.try_get_u64().map_err(|_| MachineError::Corrupt("the system state is cut short"))?;
-    if Timestamp(clock) >= Timestamp::MAX {
-        return Err(MachineError::Corrupt("the clock of the system state is out of range"));
-    }
-    Ok((Timestamp(clock), system))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_system_state_with_a_clock_out_of_range_is_corrupt() {
-        let split = |clock| split_system(join_system(clock, (None, ReplicaId(1)), b"machine"));
-        assert!(matches!(split(Timestamp(7)), Ok((Timestamp(7), machine)) if &machine[..] == b"machine"));
-        assert!(matches!(split(Timestamp(u64::MAX)), Err(MachineError::Corrupt(_))));
-        assert!(split_system(Bytes::from_static(b"short")).is_err());
     }
 }

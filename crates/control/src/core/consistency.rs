@@ -35,6 +35,8 @@ pub const INCONCLUSIVE_MS_MAX: u64 = 3_600_000;
 const HANDOVERS_MAX: u32 = 3;
 /// Between two folds that are ordered to compare the records of a shard with copies, in milliseconds.
 const FOLD_AGAIN_MS: u64 = 3_600_000;
+/// Between two such folds of different shards, in milliseconds: after a node was replaced there are many copies.
+const FOLDS_PACE_MS: u64 = 10_000;
 /// Comparisons that wait for the base of a fold which some voters have made: it may be skipped by others.
 const BASE_WAITS_MAX: u32 = 10;
 /// Average size of the pieces of such a base, in bytes: as the state engine chooses it.
@@ -126,6 +128,8 @@ pub struct Consistency {
     /// The voters whose answers are awaited, and when they were asked.
     asked: Option<(ShardId, Vec<Voter>)>,
     answers: Vec<(ReplicaId, Said)>,
+    /// When a fold was last ordered.
+    fold_ordered_ms: Option<u64>,
     findings: Vec<Finding>,
 }
 
@@ -318,11 +322,16 @@ impl Consistency {
         let Some(known) = self.known.get_mut(&shard) else { return Vec::new() };
         let copied = |voter: &Voter| voter.said.as_ref()?.fingerprints.chain.as_ref()?.copied;
         let is_unproven = voters.iter().filter_map(copied).any(|copied| known.agreed.records <= copied);
-        let is_late = known.fold_ordered_ms.is_none_or(|at_ms| at_ms + FOLD_AGAIN_MS <= view.now_ms);
-        if !is_unproven || !is_late {
+        let is_over = |at_ms: Option<u64>, pause_ms| at_ms.is_none_or(|at_ms| at_ms + pause_ms <= view.now_ms);
+        if !is_unproven || !is_over(known.fold_ordered_ms, FOLD_AGAIN_MS) {
+            return Vec::new();
+        }
+        if !is_over(self.fold_ordered_ms, FOLDS_PACE_MS) {
+            self.schedule(shard, view.now_ms + AGAIN_LATER_MS);
             return Vec::new();
         }
         known.fold_ordered_ms = Some(view.now_ms);
+        self.fold_ordered_ms = Some(view.now_ms);
         self.schedule(shard, view.now_ms + AGAIN_MS);
         vec![Action::ChangeShard { shard, change: ShardChange::Fold { piece_bytes: PIECE_BYTES } }]
     }

@@ -1,8 +1,8 @@
 //! What replicas say of their state, as nodes tell each other, and the order to give one up.
 
 use bytes::Bytes;
-use flotilla_replication::{ChainDigest, ChainSamples, Fingerprints, SAMPLES_MAX};
-use flotilla_types::{ClusterVersion, LogIndex, ObjectId, VersionRange};
+use flotilla_replication::{ChainDigest, ChainSamples, Fingerprints, ReplicaStatus, SAMPLES_MAX};
+use flotilla_types::{ClusterVersion, LogIndex, NodeId, ObjectId, ShardId, VersionRange};
 use flotilla_wire::{WireError, decode, encode, peer};
 
 /// Bytes of an index and a digest.
@@ -117,6 +117,13 @@ impl Said {
     }
 }
 
+/// Whether a node may order that a replica be given up: the one that leads its shard, as the replica knows.
+#[must_use]
+pub fn may_order_to_give_up(replica: &ReplicaStatus, shard: ShardId, from: NodeId) -> bool {
+    let leader = replica.group.as_ref().and_then(|group| replica.descriptor.node_of(group.leader));
+    replica.shard == shard && leader == Some(from)
+}
+
 impl Evidence {
     pub(crate) fn to_wire(self) -> (u32, u64, Bytes) {
         let kind = match self.point {
@@ -159,7 +166,10 @@ mod tests {
     use flotilla_hostile::{Proportion, attack, mutated};
     use proptest::prelude::Just;
 
+    use flotilla_types::ReplicaId;
+
     use super::*;
+    use crate::core::testing::leads;
 
     #[test]
     fn what_a_replica_says_survives_the_wire_and_garbage_is_an_error() {
@@ -185,6 +195,20 @@ mod tests {
         let mut long = said;
         long.fingerprints.bases = vec![(LogIndex(5), ObjectId([7; 32])); SAMPLES_MAX + 1];
         assert!(Said::decode(long.encode()).is_err());
+    }
+
+    #[test]
+    fn only_the_leader_of_a_shard_may_order_to_give_up_a_replica_of_it() {
+        let mut replica = leads(1, &[(1, 2), (2, 3), (3, 4)], &[]);
+        let may = |replica: &ReplicaStatus, shard, from| may_order_to_give_up(replica, ShardId(shard), NodeId(from));
+        assert!(may(&replica, 1, 1), "itself");
+        assert!(!may(&replica, 1, 2) && !may(&replica, 2, 1));
+        replica.group.as_mut().expect("a group").leader = ReplicaId(4);
+        assert!(may(&replica, 1, 3) && !may(&replica, 1, 1));
+        replica.group.as_mut().expect("a group").leader = ReplicaId::NONE;
+        assert!((0..5).all(|from| !may(&replica, 1, from)));
+        replica.group = None;
+        assert!((0..5).all(|from| !may(&replica, 1, from)));
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub use consistency::{
 };
 pub(crate) use contact::{Contact, Report};
 pub use feed::{FeedFollower, FeedStep, decode_snapshot, feed_wait_ms, has_changes_since, serves_feed};
-pub use fingerprints::{Evidence, Point, Said};
+pub use fingerprints::{Evidence, Point, Said, may_order_to_give_up};
 pub(crate) use leader_changes::LeaderChanges;
 pub use leaders::{Leaders, TRANSFERS_MAX};
 pub use lifecycle::{Lifecycle, Lost};

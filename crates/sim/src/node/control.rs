@@ -7,7 +7,7 @@ use bytes::Bytes;
 use flotilla_control::{
     Action, AnnounceNode, ClusterView, Consistency, Evidence, FeedFollower, FeedStep, Leaders, Lifecycle, LocalNode,
     Lost, MembershipConfig, Outcome, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Reconciler as _, RequestKind,
-    Said, ShardsLed, View, decode_snapshot, meta_reply,
+    Said, ShardsLed, View, decode_snapshot, may_order_to_give_up, meta_reply,
 };
 use flotilla_membership::{Effect, Input as MemberInput, Member, Membership, Timer};
 use flotilla_meta::{Addresses, Feed, Liveness, MetaCommand, MetaQuery, MetaState, NewNode};
@@ -240,8 +240,8 @@ impl World {
                     self.call(node, running, to, CallKind::Rpc, body, FINGERPRINTS_TIMEOUT_MS, purpose);
                 }
             }
-            Action::GiveUp { node: to, replica, evidence, .. } if to == node.id => {
-                self.give_up(node, running, replica, &evidence);
+            Action::GiveUp { node: to, shard, replica, evidence } if to == node.id => {
+                self.give_up(node, running, to, (shard, replica), &evidence);
             }
             Action::GiveUp { node: to, shard, replica, evidence } => {
                 count_pending(running);
@@ -332,7 +332,18 @@ impl World {
         self.action_done(node, running, ControlTask::Consistency);
     }
 
-    pub(super) fn give_up(&mut self, node: &Node, running: &mut Running, replica: ReplicaId, evidence: &Evidence) {
+    pub(super) fn give_up(
+        &mut self,
+        node: &Node,
+        running: &mut Running,
+        from: NodeId,
+        (shard, replica): (ShardId, ReplicaId),
+        evidence: &Evidence,
+    ) {
+        let status = running.core.status().into_iter().find(|status| status.replica == replica);
+        if !status.is_some_and(|status| may_order_to_give_up(&status, shard, from)) {
+            return;
+        }
         let said = running.applier.fingerprints(replica).map(Said::here);
         if said.is_some_and(|said| said.is_refuted_by(evidence)) {
             self.enqueue(node, running, Input::Diverged { replica });

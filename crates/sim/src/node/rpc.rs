@@ -201,8 +201,8 @@ impl World {
                 let answered = |said| Answered { payload: Said::here(said).encode(), clock: Timestamp::ZERO };
                 self.answer(node, from, call, said.map(answered));
             }
-            PeerRequest::GiveUp { replica, evidence, .. } => {
-                self.give_up(node, running, replica, &evidence);
+            PeerRequest::GiveUp { shard, replica, evidence } => {
+                self.give_up(node, running, from, (shard, replica), &evidence);
                 self.answer(node, from, call, Ok(Answered { payload: Bytes::new(), clock: Timestamp::ZERO }));
             }
             // There are no certificates here, and no operator asks.

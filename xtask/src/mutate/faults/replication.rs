@@ -662,7 +662,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "chain-lost-at-restart",
         what: "a replica begins another chain after a restart",
-        file: "crates/replication/src/applier.rs",
+        file: "crates/replication/src/applier/system.rs",
         before: "    Chain::encode(chain, maker, &mut system);",
         after: "    Chain::encode(chain.filter(|_| machine.is_empty()), maker, &mut system);",
         runner: Runner::Tests("flotilla-replication"),
