@@ -31,7 +31,7 @@ use flotilla_types::{
 };
 
 use chain::Chain;
-pub use chain::{ChainDigest, ChainSamples, Fingerprints, SAMPLES_MAX, SYSTEM_SPACING};
+pub use chain::{ChainDigest, ChainSamples, Fingerprints, SAMPLE_SPACING, SAMPLES_MAX, SYSTEM_SPACING};
 use pins::Pins;
 pub use pins::{PIN_IDLE_MS, PIN_MS_MAX, PINNED_BYTES_MAX, PINS_MAX, PinId, PinnedQuery};
 use recalled::Recalled;
@@ -488,7 +488,8 @@ impl Ready {
                     break;
                 }
             };
-            self.pass_chain(entry.index, meaning);
+            let orders_fold = entry.index == last && matches!(shard_change, Some(ShardChange::Fold { .. }));
+            self.pass_chain(entry.index, orders_fold, meaning);
             self.position.index = entry.index;
             self.position.term = entry.term;
             if waiters.front().is_some_and(|(index, _)| *index == entry.index)
@@ -527,9 +528,9 @@ impl Ready {
     }
 
     /// An entry was applied by a machine of this meaning.
-    fn pass_chain(&mut self, index: LogIndex, before: ClusterVersion) {
+    fn pass_chain(&mut self, index: LogIndex, orders_fold: bool, before: ClusterVersion) {
         match &mut self.chain {
-            Some(chain) => chain.pass(index, || self.machine.system()),
+            Some(chain) => chain.pass(index, orders_fold, || self.machine.system()),
             None if chain::begins(index, before, self.machine.meaning()) => {
                 self.chain = Some(Chain::begin(index, self.copied.map(|_| index)));
             }

@@ -17,8 +17,8 @@ pub mod work;
 
 pub use applier::{
     Applied, Applier, ChainDigest, ChainSamples, Contents, Fingerprints, Load, Loaded, MachineFactory, PIN_IDLE_MS,
-    PIN_MS_MAX, PINNED_BYTES_MAX, PINS_MAX, PinId, PinnedQuery, ReplicaContents, Returned, SAMPLES_MAX, SLOW_READS_MAX,
-    SLOW_READS_PER_REPLICA_MAX, SYSTEM_SPACING, Slow, SlowApply, SlowDone, SlowRead,
+    PIN_MS_MAX, PINNED_BYTES_MAX, PINS_MAX, PinId, PinnedQuery, ReplicaContents, Returned, SAMPLE_SPACING, SAMPLES_MAX,
+    SLOW_READS_MAX, SLOW_READS_PER_REPLICA_MAX, SYSTEM_SPACING, Slow, SlowApply, SlowDone, SlowRead,
 };
 pub use batch::{Batch, BatchError};
 pub use config::{FolderTrust, HostConfig, HostConfigError, Leases, ScrubConfig, TRANSFER_RATE_MIN};

@@ -36,7 +36,7 @@ const HANDOVERS_MAX: u32 = 3;
 /// Between two folds that are ordered to compare the records of a shard with copies, in milliseconds.
 const FOLD_AGAIN_MS: u64 = 3_600_000;
 /// Between two such folds of different shards, in milliseconds: after a node was replaced there are many copies.
-const FOLDS_PACE_MS: u64 = 10_000;
+const FOLDS_PACE_MS: u64 = 5_000;
 /// Comparisons that wait for the base of a fold which some voters have made: it may be skipped by others.
 const BASE_WAITS_MAX: u32 = 10;
 /// Average size of the pieces of such a base, in bytes: as the state engine chooses it.
@@ -148,7 +148,7 @@ impl Consistency {
 
     /// Schedules the shards that have changed, and forgets those that are not led here any more.
     fn look(&mut self, view: &View<'_>) {
-        for shard in self.last_look.changes(view, |before, after| has_moved(before, after)) {
+        for shard in self.last_look.changes(view, has_moved) {
             let Some((_, group)) = view.leader_of(shard) else {
                 self.forget(shard);
                 if self.shown.remove(&shard).is_some() {

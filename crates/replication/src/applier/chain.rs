@@ -25,8 +25,10 @@ const KEPT: u64 = 16;
 pub const SYSTEM_SPACING: u64 = SPACINGS[1];
 /// Bases that are kept.
 const BASES_MAX: usize = 4;
-/// Samples that are kept.
-pub const SAMPLES_MAX: usize = SPACINGS.len() * KEPT as usize;
+/// Samples that a replica tells of, at most.
+pub const SAMPLES_MAX: usize = SPACINGS.len() * KEPT as usize + BASES_MAX;
+/// Entries between two samples. One at another entry is of a fold, and has the machine's own state as of that entry.
+pub const SAMPLE_SPACING: u64 = SPACINGS[0];
 
 /// The first bytes of a state that has a chain: the version that has it, then a zero, with which no machine's own
 /// state goes on after its first byte. So older binaries stop at it.
@@ -71,6 +73,8 @@ pub(super) struct Chain {
     digest: ChainDigest,
     copied: Option<LogIndex>,
     samples: VecDeque<(LogIndex, ChainDigest)>,
+    /// Samples at the last entries that ordered folds.
+    folds: VecDeque<(LogIndex, ChainDigest)>,
     bases: VecDeque<(LogIndex, ObjectId)>,
 }
 
@@ -85,7 +89,7 @@ impl Chain {
     /// The chain that begins after this entry.
     pub(super) fn begin(index: LogIndex, copied: Option<LogIndex>) -> Self {
         let digest = *blake3::hash(&index.0.to_be_bytes()).as_bytes();
-        Self { begun: index, digest, copied, samples: VecDeque::new(), bases: VecDeque::new() }
+        Self { begun: index, digest, copied, samples: VecDeque::new(), folds: VecDeque::new(), bases: VecDeque::new() }
     }
 
     /// An entry has changed the state: in one pass over what it wrote.
@@ -112,15 +116,19 @@ impl Chain {
 
     /// An entry of any kind was applied: takes the sample that is due, if one is. `system` gives the machine's
     /// own state.
-    pub(super) fn pass(&mut self, index: LogIndex, system: impl FnOnce() -> Bytes) {
-        if !index.0.is_multiple_of(SPACINGS[0]) {
-            return;
-        }
-        if index.0.is_multiple_of(SYSTEM_SPACING) {
+    pub(super) fn pass(&mut self, index: LogIndex, orders_fold: bool, system: impl FnOnce() -> Bytes) {
+        if orders_fold || index.0.is_multiple_of(SYSTEM_SPACING) {
             self.digest = with_system(&self.digest, &system());
         }
-        self.samples.push_back((index, self.digest));
-        self.samples.retain(|(sample, _)| index.0 - sample.0 < KEPT * spacing(*sample));
+        if index.0.is_multiple_of(SAMPLE_SPACING) {
+            self.samples.push_back((index, self.digest));
+            self.samples.retain(|(sample, _)| index.0 - sample.0 < KEPT * spacing(*sample));
+        } else if orders_fold {
+            self.folds.push_back((index, self.digest));
+            if self.folds.len() > BASES_MAX {
+                self.folds.pop_front();
+            }
+        }
     }
 
     /// The replica names this base in its checkpoint.
@@ -138,7 +146,9 @@ impl Chain {
 
     /// What the replica says of its state.
     pub(super) fn samples(&self, system: &[u8]) -> ChainSamples {
-        let (begun, copied, samples) = (self.begun, self.copied, self.samples.iter().copied().collect());
+        let (begun, copied) = (self.begun, self.copied);
+        let mut samples: Vec<_> = self.samples.iter().chain(&self.folds).copied().collect();
+        samples.sort_unstable_by_key(|(index, _)| *index);
         ChainSamples { begun, copied, samples, now: with_system(&self.digest, system) }
     }
 
@@ -148,13 +158,14 @@ impl Chain {
 
     /// Puts the chain of a replica before its machine's own state.
     pub(super) fn encode(chain: Option<&Self>, maker: ReplicaId, into: &mut BytesMut) {
-        let Some(Self { begun, digest, copied, samples, bases }) = chain else { return };
+        let Some(Self { begun, digest, copied, samples, folds, bases }) = chain else { return };
         into.put_slice(&MARK);
         for number in [maker.0, begun.0, copied.map_or(0, |copied| copied.0 + 1)] {
             into.put_u64(number);
         }
         into.put_slice(digest);
-        for points in [samples.iter().copied().collect::<Vec<_>>(), as_points(bases)] {
+        let own = |points: &VecDeque<_>| points.iter().copied().collect::<Vec<_>>();
+        for points in [own(samples), own(folds), as_points(bases)] {
             into.put_u8(u8::try_from(points.len()).unwrap_or_default());
             for (index, digest) in points {
                 into.put_u64(index.0);
@@ -179,12 +190,14 @@ impl Chain {
             (ReplicaId(number()?), LogIndex(number()?), number()?.checked_sub(1).map(LogIndex));
         let digest = take_digest(system)?;
         let samples = take_points(system, SAMPLES_MAX)?;
+        let folds = take_points(system, BASES_MAX)?;
         let bases = take_points(system, BASES_MAX)?;
         let chain = Self {
             begun,
             digest,
             copied,
             samples: samples.into(),
+            folds: folds.into(),
             bases: bases.into_iter().map(|(fold, id)| (fold, ObjectId(id))).collect(),
         };
         Ok(Some(if maker == replica { chain } else { chain.copied(index) }))
@@ -192,7 +205,8 @@ impl Chain {
 
     /// The same chain in another replica, which has taken it with the state of this entry.
     fn copied(self, index: LogIndex) -> Self {
-        Self { copied: Some(index), samples: VecDeque::new(), bases: VecDeque::new(), ..self }
+        let (samples, folds, bases) = Default::default();
+        Self { copied: Some(index), samples, folds, bases, ..self }
     }
 }
 
@@ -316,7 +330,7 @@ mod tests {
         let mut chain = Chain::begin(LogIndex(3), None);
         for index in 4..=to {
             chain.add(LogIndex(index), &vec![write("k", Some("v"))], &[]);
-            chain.pass(LogIndex(index), || Bytes::from_static(system));
+            chain.pass(LogIndex(index), false, || Bytes::from_static(system));
         }
         chain
     }
@@ -349,6 +363,24 @@ mod tests {
         let quiet = run(10, b"");
         assert_eq!(quiet.samples(b"one").now, quiet.samples(b"one").now);
         assert_ne!(quiet.samples(b"one").now, quiet.samples(b"other").now);
+    }
+
+    #[test]
+    fn the_entry_that_orders_a_fold_is_a_sample_with_the_machines_own_state() {
+        let folded = |system: &'static [u8]| {
+            let mut chain = run(10, b"");
+            for index in 11..20 {
+                chain.pass(LogIndex(index), index % 2 == 1, || Bytes::from_static(system));
+            }
+            chain.samples(b"").samples
+        };
+        let one = folded(b"one");
+        assert_eq!(one.iter().map(|(index, _)| index.0).collect::<Vec<_>>(), [13, 15, 17, 19], "the last ones");
+        assert_eq!(folded(b"one"), one);
+        assert!(folded(b"other").iter().zip(&one).all(|(other, one)| other != one));
+        let mut chain = run(10, b"");
+        chain.pass(LogIndex(11), true, Bytes::new);
+        assert_eq!(Chain::decode(&mut encoded(&chain, 7), ReplicaId(7), LogIndex(11)).unwrap(), Some(chain));
     }
 
     fn encoded(chain: &Chain, maker: u64) -> Bytes {

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use flotilla_replication::{ChainDigest, SYSTEM_SPACING};
+use flotilla_replication::{ChainDigest, SAMPLE_SPACING, SYSTEM_SPACING};
 use flotilla_types::{LogIndex, NodeId, ReplicaId};
 
 use super::super::fingerprints::{Evidence, Point, Said};
@@ -215,7 +215,8 @@ fn common_to_all<'a>(points: &'a [Option<Points<'_>>]) -> impl Iterator<Item = P
 fn common_agreement(points: &[Option<Points<'_>>], before: Agreed) -> Agreed {
     common_to_all(points).fold(before, |agreed, point| match point {
         Point::Sample(at) => {
-            let state = LogIndex(at.0 / SYSTEM_SPACING * SYSTEM_SPACING);
+            let of_fold = !at.0.is_multiple_of(SAMPLE_SPACING);
+            let state = if of_fold { at } else { LogIndex(at.0 / SYSTEM_SPACING * SYSTEM_SPACING) };
             Agreed { state: agreed.state.max(state), ..agreed }
         }
         Point::Now(at) => Agreed { state: agreed.state.max(at), ..agreed },

@@ -196,6 +196,22 @@ fn what_all_have_in_common_makes_copies_witnesses() {
 }
 
 #[test]
+fn a_fold_after_a_copy_makes_it_a_witness_for_every_later_leader() {
+    let mut voters = three();
+    for voter in &mut voters {
+        chain(voter).samples.insert(0, (LogIndex(101), [6; 32]));
+        fingerprints(voter).bases[0].0 = LogIndex(101);
+    }
+    chain(&mut voters[2]).copied = Some(LogIndex(100));
+    chain(&mut voters[1]).samples[1].1 = [9; 32];
+    chain(&mut voters[1]).now = [9; 32];
+    assert_eq!(convicted(&voters, Agreed::default()), Some(ReplicaId(12)));
+    // Its base is not made yet.
+    fingerprints(&mut voters[0]).bases.clear();
+    assert_alarm(&voters, Agreed::default(), "copies");
+}
+
+#[test]
 fn replicas_of_different_binaries_are_never_convicted() {
     for change in [(|voter: &mut Voter| voter.build = "other".to_owned()) as fn(&mut Voter), |voter| {
         voter.said.as_mut().expect("it says something").supported = ClusterVersion(5)
