@@ -47,17 +47,16 @@ async fn wait_equal(cluster: &Cluster) {
     .await;
 }
 
-/// Waits until the records of busy shards were compared as well. Replicas that joined are copies of the first one:
+/// Waits until the records of all shards of clients were compared as well. Replicas that joined are copies of the first one:
 /// before that, nobody could tell which of two is right.
 async fn wait_proven(cluster: &Cluster) {
     eventually("the records are found to be equal", async || {
         let (_, report) = digests(cluster, 1);
         let is_proven = |shard: &ShardConsistency| {
-            let is_equal = shard.verdict == Verdict::Equal && (shard.fold.is_some() || shard.index < Some(100));
-            is_equal || shard.shard == ShardId::META
+            shard.verdict == Verdict::Equal && (shard.fold.is_some() || shard.shard == ShardId::META)
         };
-        let is_busy = report.shards.iter().any(|shard| shard.shard != ShardId::META && shard.index >= Some(100));
-        if is_busy && report.shards.iter().all(is_proven) { Ok(()) } else { Err(format!("{report:?}")) }
+        let proven = report.shards.iter().filter(|shard| is_proven(shard)).count();
+        if proven > 1 && proven == report.shards.len() { Ok(()) } else { Err(format!("{report:?}")) }
     })
     .await;
 }

@@ -327,7 +327,7 @@ impl Consistency {
             return Vec::new();
         }
         if !is_over(self.fold_ordered_ms, FOLDS_PACE_MS) {
-            self.schedule(shard, view.now_ms + AGAIN_LATER_MS);
+            self.schedule(shard, view.now_ms + AGAIN_MS);
             return Vec::new();
         }
         known.fold_ordered_ms = Some(view.now_ms);
