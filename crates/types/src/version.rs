@@ -26,6 +26,7 @@
 //! | 3 | entries that change a shard | [`ClusterVersion::SHARD_ENTRIES`], `consensus/src/shard_change.rs` |
 //! | 3 | checkpoints whose tables have manifests, and their pieces | [`ClusterVersion::CHECKPOINT_TABLES`] |
 //! | 4 | entries that order a fold; bases that say which entry ordered them | [`ClusterVersion::LOGGED_FOLDS`] |
+//! | 4 | the chain in a replica's system state | [`ClusterVersion::CHAINS`], `replication/src/applier/chain.rs` |
 //! | 4 | records that say when others expire, and their totals | [`ClusterVersion::EXPIRY_RECORDS`] |
 //! | 4 | the setting `transfer_bytes_per_second` | [`ClusterVersion::TRANSFER_RATE`] |
 //!
@@ -81,6 +82,8 @@ impl ClusterVersion {
     pub const CHECKPOINT_TABLES: Self = Self(3);
     /// The log of a shard orders the folds of its checkpoints.
     pub const LOGGED_FOLDS: Self = Self(4);
+    /// Replicas have a chain: a digest of what their entries did.
+    pub const CHAINS: Self = Self(4);
     /// A key-value shard has a record for each expiry.
     pub const EXPIRY_RECORDS: Self = Self(4);
     /// The metadata holds how fast nodes transfer objects.
@@ -184,6 +187,7 @@ mod tests {
             ClusterVersion::SHARD_ENTRIES,
             ClusterVersion::CHECKPOINT_TABLES,
             ClusterVersion::LOGGED_FOLDS,
+            ClusterVersion::CHAINS,
             ClusterVersion::EXPIRY_RECORDS,
             ClusterVersion::TRANSFER_RATE,
         ] {

@@ -1,9 +1,14 @@
-//! `digests`: whether the replicas of each shard hold the same records, with a verdict. Every endpoint is
-//! asked for its own replicas, because a node knows only the digests of its own.
+//! `digests`: whether the replicas of each shard are equal, with a verdict.
+//!
+//! The leaders of the shards compare their replicas all the time; any node joins what they say. With `--records`
+//! all records are read and compared now. Every endpoint is then asked for its own replicas, because a node knows
+//! only the digests of its own.
 //!
 //! Replicas are compared at the same applied entry. While some were read at different ones, the shards
 //! without a verdict are read again, for a bounded time. What could not be compared by then is
 //! `inconclusive`, which is not a pass.
+
+mod consistency;
 
 use std::time::{Duration, Instant};
 
@@ -27,12 +32,30 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// How long to read again while replicas were read at different entries
+    /// Read and compare all records now, on the nodes in --addr, and do not only ask what the leaders of the
+    /// shards have found. Exit code 4 instead of 2: inconclusive
+    #[arg(long)]
+    records: bool,
+    /// With --records: how long to read again while replicas were read at different entries
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10s")]
     wait: Duration,
 }
 
-pub(super) async fn run(arguments: &Arguments, options: &super::ClientOptions, output: Output) -> Result<(), Failure> {
+pub(super) async fn run(
+    arguments: &Arguments,
+    client: &Client,
+    options: &super::ClientOptions,
+    output: Output,
+) -> Result<(), Failure> {
+    if arguments.records {
+        return compare_records(arguments, options, output).await;
+    }
+    let report = client.consistency().await?;
+    output.show(&report, consistency::text)?;
+    consistency::conclude(&report)
+}
+
+async fn compare_records(arguments: &Arguments, options: &super::ClientOptions, output: Output) -> Result<(), Failure> {
     let mut nodes = Vec::new();
     for endpoint in &options.addr {
         let options = options.for_endpoints(vec![endpoint.clone()])?;

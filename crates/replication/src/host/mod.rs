@@ -37,7 +37,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_consensus::ConfChange;
+use flotilla_consensus::{ConfChange, ShardChange};
 use flotilla_failpoints::{Place, reached};
 use flotilla_storage::{EngineError, Log, LogError, Remedy, StateEngine, remedy};
 use flotilla_types::{ClusterVersion, Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId, Timestamp};
@@ -50,8 +50,8 @@ use pace::Pace;
 pub use pull::IncomingSnapshot;
 
 use crate::{
-    Answer, Applier, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, Replicas, Request,
-    RequestError, clock,
+    Answer, Applier, Core, Effects, Fingerprints, Freshness, HostConfig, Input, MachineFactory, Notice,
+    ReplicaContents, Replicas, Request, RequestError, clock,
     config::TRANSFER_RATE_MIN,
     work::{self, ScrubStatus},
 };
@@ -468,6 +468,31 @@ impl Handle {
         let rate = bytes_per_second.and_then(|rate| NonZero::new(rate.get().max(TRANSFER_RATE_MIN)));
         self.receiving.set_bytes_per_second(rate);
         self.sending.set_bytes_per_second(rate);
+    }
+
+    /// What a replica here says of its state, to be compared with others. `None` while it cannot say.
+    pub async fn fingerprints(&self, replica: ReplicaId) -> Option<Fingerprints> {
+        let (reply, answer) = oneshot::channel();
+        self.apply.enqueue(apply::Job::Fingerprints(replica, reply));
+        answer.await.ok().flatten()
+    }
+
+    /// The contents of a replica here: its records are a snapshot, until the replica is destroyed.
+    ///
+    /// # Errors
+    /// See [`DigestError`].
+    pub async fn contents(&self, replica: ReplicaId) -> Result<ReplicaContents, DigestError> {
+        digest::contents(&self.apply, replica).await
+    }
+
+    /// A replica here differs from a majority of its shard: it is used no more, unless its shard needs it.
+    pub fn diverged(&self, replica: ReplicaId) {
+        self.inbox.send(Input::Diverged { replica });
+    }
+
+    /// Proposes a change of a shard led here. A refusal is not reported.
+    pub fn change_shard(&self, shard: ShardId, change: ShardChange) {
+        self.inbox.send(Input::ChangeShard { shard, change });
     }
 
     /// The digest of a replica here. Reads all its records, without holding up writes.
