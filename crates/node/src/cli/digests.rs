@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Read and compare all records now, on the nodes in --addr, and do not only ask what the leaders of the
-    /// shards have found. Exit code 4 instead of 2: inconclusive
+    /// shards have found
     #[arg(long)]
     records: bool,
     /// With --records: how long to read again while replicas were read at different entries

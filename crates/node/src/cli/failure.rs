@@ -56,7 +56,6 @@ enum Kind {
     Usage,
     NotFound,
     Unavailable,
-    Inconclusive,
 }
 
 impl Failure {
@@ -80,11 +79,6 @@ impl Failure {
         Self::new(Kind::Unavailable, message.into())
     }
 
-    /// A comparison that says neither that things are equal nor that they differ.
-    pub(super) fn inconclusive(message: impl Into<String>) -> Self {
-        Self::new(Kind::Inconclusive, message.into())
-    }
-
     pub(super) fn hint(self, hint: &'static str) -> Self {
         Self { hint: Some(hint), ..self }
     }
@@ -104,8 +98,7 @@ impl Failure {
         match self.kind {
             Kind::OutputClosed => 0,
             Kind::Failed => 1,
-            // Of one verb only, whose usage errors are told apart by their text.
-            Kind::Usage | Kind::Inconclusive => 2,
+            Kind::Usage => 2,
             Kind::NotFound => 3,
             Kind::Unavailable => 4,
         }
@@ -132,10 +125,8 @@ impl Failure {
             Kind::Usage => ("usage", "Wrong use of the command"),
             Kind::NotFound => ("not_found", "Not found"),
             Kind::Unavailable => ("unavailable", "Not available"),
-            Kind::Inconclusive => ("inconclusive", "Neither equal nor different"),
         };
-        let retryable = matches!(self.kind, Kind::Unavailable | Kind::Inconclusive);
-        let local = Facts::Local { kind, title, detail: &self.message, retryable };
+        let local = Facts::Local { kind, title, detail: &self.message, retryable: self.kind == Kind::Unavailable };
         let facts = self.problem.as_deref().map_or(local, Facts::Answered);
         let document = Document { facts, hint: self.hint, exit_code: self.code() };
         json_escaped(&serde_json::to_string(&document).unwrap_or_default())

@@ -101,7 +101,7 @@ pub(crate) enum ClientCommand {
     /// List the shards with their leaders and replicas
     Shards,
     /// Whether the replicas of each shard are equal, by comparisons that their leaders make all the time. Exit
-    /// code 0: equal; 1: two differ; 2: inconclusive
+    /// code 0: equal; 1: two differ; 4: inconclusive
     Digests(digests::Arguments),
     /// Read and write records
     #[command(subcommand)]

@@ -13,7 +13,7 @@ pub(super) fn conclude(report: &ConsistencyReport) -> Result<(), Failure> {
     match report.verdict {
         Verdict::Equal => Ok(()),
         Verdict::Different => Err(Failure::failed(format!("replicas are different: {because}"))),
-        Verdict::Inconclusive => Err(Failure::inconclusive(format!("inconclusive: {because}"))
+        Verdict::Inconclusive => Err(Failure::unavailable(format!("inconclusive: {because}"))
             .hint("Shards are compared within seconds of a change; try again, or compare all records with --records.")),
     }
 }
@@ -64,8 +64,8 @@ mod tests {
         assert_eq!(conclude(&report(Verdict::Equal)), Ok(()));
         let code = |verdict| conclude(&report(verdict)).map_err(|failure| failure.code());
         assert_eq!(code(Verdict::Different), Err(1));
-        assert_eq!(code(Verdict::Inconclusive), Err(2));
-        assert_eq!(conclude(&ConsistencyReport::default()).map_err(|failure| failure.code()), Err(2));
+        assert_eq!(code(Verdict::Inconclusive), Err(4));
+        assert_eq!(conclude(&ConsistencyReport::default()).map_err(|failure| failure.code()), Err(4));
     }
 
     #[test]
