@@ -47,8 +47,8 @@ async fn wait_equal(cluster: &Cluster) {
     .await;
 }
 
-/// Waits until the records of all shards of clients were compared as well. Replicas that joined are copies of the first one:
-/// before that, nobody could tell which of two is right.
+/// Waits until the records of all shards of clients were compared as well. Replicas that joined are copies of the
+/// first one: before that, nobody could tell which of two is right.
 async fn wait_proven(cluster: &Cluster) {
     eventually("the records are found to be equal", async || {
         let (_, report) = digests(cluster, 1);
