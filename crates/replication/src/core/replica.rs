@@ -127,8 +127,8 @@ pub(super) struct Replica<T> {
     pub(super) pending_snapshot: Option<PendingSnapshot>,
     /// A snapshot was accepted and is not loaded yet.
     pub(super) installing: bool,
-    /// Objects may be held for it that were fetched for a snapshot.
-    pub(super) receives: bool,
+    /// Objects may be held for it that were fetched for snapshots: the last one's index.
+    pub(super) receives: Option<LogIndex>,
     /// The snapshots that its followers were offered, if it leads.
     pub(super) offers: BTreeMap<ReplicaId, Offer>,
 }
@@ -176,7 +176,7 @@ impl<T> Replica<T> {
             entry_bytes: EntryBytes::after(index),
             pending_snapshot: None,
             installing: false,
-            receives: false,
+            receives: None,
             offers: BTreeMap::new(),
         }
     }
