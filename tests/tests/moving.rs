@@ -101,6 +101,17 @@ async fn shard_of(cluster: &Cluster, through: usize, leaving: NodeId) -> (ShardI
     .await
 }
 
+/// Waits until the records of the copies were compared: the fold that is ordered for that rewrites the objects of the
+/// shard, and a later snapshot has other ones.
+async fn wait_folded(cluster: &Cluster) {
+    eventually("the shard was folded", async || {
+        let report = client(cluster, 1).consistency().await.map_err(|error| error.to_string())?;
+        let is_folded = report.shards.iter().any(|shard| shard.shard != ShardId::META && shard.fold.is_some());
+        if is_folded { Ok(()) } else { Err(format!("{report:?}")) }
+    })
+    .await;
+}
+
 async fn load(cluster: &Cluster, values: usize) {
     let mut puts = tokio::task::JoinSet::new();
     for task in 0..PARALLEL {
@@ -148,6 +159,7 @@ async fn a_move_sends_at_most_two_pieces_again_for_each_process_that_is_killed()
         members.insert(status(&cluster, i).await.node, i);
     }
 
+    wait_folded(&cluster).await;
     let leaving = status(&cluster, 3).await.node;
     client(&cluster, 2).change_node(leaving, NodeVerb::Decommission, false, false).await.expect("a decommission");
 

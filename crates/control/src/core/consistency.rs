@@ -326,7 +326,9 @@ impl Consistency {
         if !is_unproven || !is_over(known.fold_ordered_ms, FOLD_AGAIN_MS) {
             return Vec::new();
         }
-        if !is_over(self.fold_ordered_ms, FOLDS_PACE_MS) {
+        // A fold rewrites what a replica that is being built has fetched, or is about to.
+        let is_building = view.leader_of(shard).is_some_and(|(_, group)| !group.conf.learners.is_empty());
+        if is_building || !is_over(self.fold_ordered_ms, FOLDS_PACE_MS) {
             self.schedule(shard, view.now_ms + AGAIN_MS);
             return Vec::new();
         }
