@@ -7,7 +7,7 @@
 //! A *witness* has applied all entries itself, or was seen to be equal to all others after it took its state from
 //! another replica, its records included: a copy of a wrong state would agree with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_replication::{ChainDigest, SAMPLE_SPACING, SYSTEM_SPACING};
 use flotilla_types::{LogIndex, NodeId, ReplicaId};
@@ -123,17 +123,19 @@ pub(super) fn judge(voters: &[Voter], agreed: Agreed) -> Judgement {
             Relation::Different(at) => first = Some(first.map_or(at.index(), |first| first.min(at.index()))),
         }
     }
+    let common = common_to_all(&points);
+    let agreed = common_agreement(&common, agreed);
     match (first, unknown, index) {
         (Some(first), ..) if !is_one_binary(voters) => Judgement::Inconclusive(format!(
             "the replicas differ after entry {first}, and their nodes run different binaries"
         )),
         (Some(index), ..) => {
-            let verdict = convict(voters, &points, relation, common_agreement(&points, agreed));
+            let verdict = convict(voters, &points, relation, agreed);
             Judgement::Different { index, verdict }
         }
         (None, None, Some(index)) => {
-            let agreed = common_agreement(&points, agreed);
-            let fold = common_to_all(&points).filter(|point| matches!(point, Point::Base(_))).map(Point::index).max();
+            let bases = common.into_iter().filter(|point| matches!(point, Point::Base(_)));
+            let fold = bases.map(Point::index).max();
             Judgement::Equal { index, fold, agreed }
         }
         (None, unknown, _) => Judgement::Inconclusive(why_unknown(voters, unknown)),
@@ -199,21 +201,18 @@ fn is_witness(points: &Points<'_>, agreed: Agreed) -> bool {
     chain.copied.is_none_or(|copied| agreed.state > copied && agreed.records > copied)
 }
 
-/// The points that all have, with one digest.
-fn common_to_all<'a>(points: &'a [Option<Points<'_>>]) -> impl Iterator<Item = Point> + 'a {
-    let first = points.first().and_then(Option::as_ref);
-    let of_first = first.into_iter().flat_map(|first| first.points.keys().copied());
-    of_first.filter(move |point| {
-        let Some(first) = first else { return false };
-        points.iter().flatten().all(|other| first.common(other).any(|(at, equal)| at == *point && equal))
-            && points.iter().all(Option::is_some)
-    })
+/// The points that all have, with one digest. None if one says nothing.
+fn common_to_all(points: &[Option<Points<'_>>]) -> BTreeSet<Point> {
+    let all: Option<Vec<_>> = points.iter().map(Option::as_ref).collect();
+    let Some([first, others @ ..]) = all.as_deref() else { return BTreeSet::new() };
+    let equal = |other| first.common(other).filter(|(_, equal)| *equal).map(|(point, _)| point).collect();
+    others.iter().map(|other| equal(other)).fold(equal(first), |common: BTreeSet<_>, equal| &common & &equal)
 }
 
 /// Up to where all were equal, as far as is known by now. A sample tells of the machine's own state as of the
 /// last time when it went into the chain.
-fn common_agreement(points: &[Option<Points<'_>>], before: Agreed) -> Agreed {
-    common_to_all(points).fold(before, |agreed, point| match point {
+fn common_agreement(common: &BTreeSet<Point>, before: Agreed) -> Agreed {
+    common.iter().fold(before, |agreed, point| match *point {
         Point::Sample(at) => {
             let of_fold = !at.0.is_multiple_of(SAMPLE_SPACING);
             let state = if of_fold { at } else { LogIndex(at.0 / SYSTEM_SPACING * SYSTEM_SPACING) };
