@@ -10,9 +10,12 @@ use std::{
     fs::{self, File},
     io::{self, BufWriter, Write as _},
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
-use flotilla_replication::ReplicaContents;
+use flotilla_control::KeepEvidence;
+use flotilla_replication::{ReplicaContents, clock};
 use flotilla_storage::successor;
 use flotilla_types::{KeyRange, ReplicaId, ShardId};
 
@@ -21,6 +24,8 @@ const FOLDER: &str = "evidence";
 const EXTENSION: &str = "records";
 /// How long a file is kept, in milliseconds.
 pub(crate) const KEPT_MS_MAX: u64 = 24 * 3_600_000;
+/// How often what was kept for long enough is removed.
+const EXPIRES_EVERY: Duration = Duration::from_secs(600);
 /// Bytes of one file.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 /// Bytes of all files of a node.
@@ -134,6 +139,26 @@ impl Evidence {
     }
 }
 
+/// Keeps the records of replicas that are given up because they differ from others, and removes them in time.
+pub(crate) fn keeper(data_dir: &Path) -> KeepEvidence {
+    let evidence = Evidence::new(data_dir);
+    let expiring = evidence.clone();
+    tokio::spawn(async move {
+        loop {
+            let expiring = expiring.clone();
+            let expired = tokio::task::spawn_blocking(move || expiring.expire(clock::wall_ms(), 0)).await;
+            if let Ok(Err(error)) = expired {
+                tracing::warn!(%error, "old evidence cannot be removed");
+            }
+            tokio::time::sleep(EXPIRES_EVERY).await;
+        }
+    });
+    Arc::new(move |shard, replica, contents| match evidence.keep((shard, replica), &contents, clock::wall_ms()) {
+        Ok(path) => tracing::warn!(%shard, %replica, file = %path.display(), "kept the records of a replica"),
+        Err(error) => tracing::warn!(%shard, %replica, %error, "the records of a replica cannot be kept"),
+    })
+}
+
 fn push_hex(line: &mut String, bytes: &[u8]) {
     for byte in bytes {
         // Writing to a string cannot fail.
@@ -143,8 +168,6 @@ fn push_hex(line: &mut String, bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use bytes::Bytes;
     use flotilla_storage::{EngineError, StateReader};
     use flotilla_types::LogIndex;

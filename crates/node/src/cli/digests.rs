@@ -78,7 +78,7 @@ async fn compare_records(arguments: &Arguments, options: &super::ClientOptions, 
     }
     let report = comparison.report();
     output.show(&report, text)?;
-    conclude(&report)
+    conclude_records(&report)
 }
 
 /// Asks all nodes at once, so that replicas are read at nearly the same time.
@@ -101,13 +101,18 @@ async fn answer(client: &Client, shards: Option<&[ShardId]>) -> Result<(ClusterS
     Ok((status, digests))
 }
 
-fn conclude(report: &DigestReport) -> Result<(), Failure> {
+fn conclude_records(report: &DigestReport) -> Result<(), Failure> {
     let because = report.reasons.first().map_or("", String::as_str);
-    match report.verdict {
+    let hint = "List every node in --addr; while clients write, use a longer --wait or try again later.";
+    conclude(report.verdict, because, hint)
+}
+
+/// The outcome of the verb. `hint` is for a verdict that is none.
+fn conclude(verdict: Verdict, because: &str, hint: &'static str) -> Result<(), Failure> {
+    match verdict {
         Verdict::Equal => Ok(()),
         Verdict::Different => Err(Failure::failed(format!("replicas are different: {because}"))),
-        Verdict::Inconclusive => Err(Failure::unavailable(format!("inconclusive: {because}"))
-            .hint("List every node in --addr; while clients write, use a longer --wait or try again later.")),
+        Verdict::Inconclusive => Err(Failure::unavailable(format!("inconclusive: {because}")).hint(hint)),
     }
 }
 
@@ -187,11 +192,15 @@ mod tests {
 
     #[test]
     fn only_equal_is_a_pass_and_each_verdict_has_its_exit_code() {
-        assert_eq!(conclude(&report(Verdict::Equal)), Ok(()));
-        let code = |verdict| conclude(&report(verdict)).map_err(|failure| failure.code());
+        assert_eq!(conclude_records(&report(Verdict::Equal)), Ok(()));
+        let code = |verdict| conclude_records(&report(verdict)).map_err(|failure| failure.code());
         assert_eq!(code(Verdict::Different), Err(1));
         assert_eq!(code(Verdict::Inconclusive), Err(4));
-        assert_eq!(conclude(&DigestReport::default()).map_err(|failure| failure.code()), Err(4), "nothing was read");
+        assert_eq!(
+            conclude_records(&DigestReport::default()).map_err(|failure| failure.code()),
+            Err(4),
+            "nothing was read"
+        );
     }
 
     #[test]

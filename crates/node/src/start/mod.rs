@@ -32,7 +32,7 @@ mod testing;
 use std::{
     net::SocketAddr,
     num::NonZero,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     sync::{
         Arc,
@@ -42,9 +42,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use flotilla_control::{
-    Control, ControlParts, KeepEvidence, LocalNode, MembershipConfig, RpcServer, Topology, notices,
-};
+use flotilla_control::{Control, ControlParts, LocalNode, MembershipConfig, RpcServer, Topology, notices};
 use flotilla_failpoints::{Place, reached};
 use flotilla_gateway::{ClientBudget, GatewayStart, HttpConfig, Security, Store};
 use flotilla_identity::NodeIdentity;
@@ -62,7 +60,7 @@ use tokio::{
 };
 use tracing_subscriber::{Layer as _, fmt, layer::SubscriberExt as _, registry, util::SubscriberInitExt as _};
 
-use crate::evidence::Evidence;
+use crate::evidence;
 
 use admin::NodeAdmin;
 use audit::Audit;
@@ -88,8 +86,6 @@ const GATEWAYS_STOP_TIMEOUT: Duration = Duration::from_secs(8);
 const OWN_NAME_TIMEOUT: Duration = Duration::from_secs(3);
 /// Exit code after a fatal error, such as a failed disk.
 const EXIT_FATAL: i32 = 70;
-/// How often evidence that was kept for long enough is removed.
-const EVIDENCE_EXPIRES_EVERY: Duration = Duration::from_secs(600);
 /// The exit codes of a node, for `--help`.
 pub(crate) const EXIT_CODES_HELP: &str = "\
 Exit codes:
@@ -251,7 +247,7 @@ async fn serve(
         seed: rand::random(),
         seeds: seeds.iter().map(|(node, _)| *node).collect(),
         authority: authority_reader(custody.clone()),
-        keep_evidence: evidence_keeper(&config.data_dir),
+        keep_evidence: evidence::keeper(&config.data_dir),
         events: publish,
         save_meta: metadata_writer(folder.clone()),
     })?;
@@ -504,26 +500,6 @@ fn open_host(
 }
 
 /// Ends the process after a fatal error. Everything that was acknowledged is durable.
-/// Keeps the records of replicas that are given up because they differ from others, and removes them in time.
-fn evidence_keeper(data_dir: &Path) -> KeepEvidence {
-    let evidence = Evidence::new(data_dir);
-    let expiring = evidence.clone();
-    tokio::spawn(async move {
-        loop {
-            let expiring = expiring.clone();
-            let expired = tokio::task::spawn_blocking(move || expiring.expire(clock::wall_ms(), 0)).await;
-            if let Ok(Err(error)) = expired {
-                tracing::warn!(%error, "old evidence cannot be removed");
-            }
-            tokio::time::sleep(EVIDENCE_EXPIRES_EVERY).await;
-        }
-    });
-    Arc::new(move |shard, replica, contents| match evidence.keep((shard, replica), &contents, clock::wall_ms()) {
-        Ok(path) => tracing::warn!(%shard, %replica, file = %path.display(), "kept the records of a replica"),
-        Err(error) => tracing::warn!(%shard, %replica, %error, "the records of a replica cannot be kept"),
-    })
-}
-
 fn end_process(data_dir: PathBuf) -> Arc<dyn Fn(&str) + Send + Sync> {
     Arc::new(move |reason| {
         let dir = data_dir.display();

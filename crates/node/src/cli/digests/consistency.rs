@@ -1,6 +1,6 @@
 //! The verdicts of the leaders' own comparisons, as text and as exit codes.
 
-use flotilla_api::{ConsistencyReport, ShardConsistency, Verdict};
+use flotilla_api::{ConsistencyReport, ShardConsistency};
 
 use super::word;
 use crate::cli::{
@@ -10,12 +10,8 @@ use crate::cli::{
 
 pub(super) fn conclude(report: &ConsistencyReport) -> Result<(), Failure> {
     let because = report.reasons.first().map_or("no shard was compared", String::as_str);
-    match report.verdict {
-        Verdict::Equal => Ok(()),
-        Verdict::Different => Err(Failure::failed(format!("replicas are different: {because}"))),
-        Verdict::Inconclusive => Err(Failure::unavailable(format!("inconclusive: {because}"))
-            .hint("Shards are compared within seconds of a change; try again, or compare all records with --records.")),
-    }
+    let hint = "Shards are compared within seconds of a change; try again, or compare all records with --records.";
+    super::conclude(report.verdict, because, hint)
 }
 
 pub(super) fn text(report: &ConsistencyReport) -> String {
@@ -43,6 +39,7 @@ pub(super) fn text(report: &ConsistencyReport) -> String {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_api::Verdict;
     use serde_json::json;
 
     use super::*;
