@@ -64,11 +64,11 @@ async fn a_cluster_that_is_too_small_for_redundancy_has_no_problem_until_a_node_
     wait_redundancy(&cluster, |status| is_small(status) && !status.health.ok).await;
 }
 
-/// Runs `flotilla digests` against these nodes; returns its exit code and report.
+/// Runs `flotilla digests --records` against these nodes; returns its exit code and report.
 fn digests(cluster: &Cluster, nodes: &[usize]) -> (Option<i32>, DigestReport) {
     let addresses: Vec<String> = nodes.iter().map(|i| cluster.http(*i).expect("a node")).collect();
     let mut command = Command::new(binary());
-    command.args(["digests", "-o", "json", "--wait", "30s", "--addr"]).arg(addresses.join(","));
+    command.args(["digests", "--records", "-o", "json", "--wait", "30s", "--addr"]).arg(addresses.join(","));
     let output = command.output().expect("a process");
     let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
     (output.status.code(), report)

@@ -32,6 +32,7 @@ mod addresses;
 mod answers;
 mod certificates;
 mod checker;
+mod consistency;
 mod crash;
 mod descriptors;
 mod doors;

@@ -1,4 +1,5 @@
-//! A replica of a large shard moves to another node while the receiver, a source and the leader are killed.
+//! A replica of a large shard moves to another node: while the receiver, a source and the leader are killed, and
+//! at a rate that changes meanwhile.
 
 use std::{
     collections::BTreeMap,
@@ -100,6 +101,17 @@ async fn shard_of(cluster: &Cluster, through: usize, leaving: NodeId) -> (ShardI
     .await
 }
 
+/// Waits until the records of the copies were compared: the fold that is ordered for that rewrites the objects of the
+/// shard, and a later snapshot has other ones.
+async fn wait_folded(cluster: &Cluster) {
+    eventually("the shard was folded", async || {
+        let report = client(cluster, 1).consistency().await.map_err(|error| error.to_string())?;
+        let is_folded = report.shards.iter().any(|shard| shard.shard != ShardId::META && shard.fold.is_some());
+        if is_folded { Ok(()) } else { Err(format!("{report:?}")) }
+    })
+    .await;
+}
+
 async fn load(cluster: &Cluster, values: usize) {
     let mut puts = tokio::task::JoinSet::new();
     for task in 0..PARALLEL {
@@ -147,6 +159,7 @@ async fn a_move_sends_at_most_two_pieces_again_for_each_process_that_is_killed()
         members.insert(status(&cluster, i).await.node, i);
     }
 
+    wait_folded(&cluster).await;
     let leaving = status(&cluster, 3).await.node;
     client(&cluster, 2).change_node(leaving, NodeVerb::Decommission, false, false).await.expect("a decommission");
 
@@ -200,4 +213,37 @@ async fn a_move_sends_at_most_two_pieces_again_for_each_process_that_is_killed()
         let found = client(&cluster, NEW).get("default", key(number).as_bytes()).await.expect("a read");
         assert_eq!(found.expect("a record").value, value(number), "{}", key(number));
     }
+}
+
+#[tokio::test]
+async fn a_transfer_follows_the_rate_of_the_cluster_while_it_runs() {
+    const MIB: usize = 64;
+    // All would take two minutes.
+    const RATE: u64 = 512 << 10;
+    const KEY: &str = "transfer_bytes_per_second";
+    let mut options = ClusterOptions::new(1, binary());
+    options.arguments = ["--shards", "1"].map(str::to_owned).to_vec();
+    let mut cluster = Cluster::start(options).await.expect("a cluster");
+    load(&cluster, (MIB << 20) / VALUE_BYTES).await;
+    assert!(client(&cluster, 1).put_setting(KEY, 1).await.is_err(), "a rate at which no object arrives in time");
+    client(&cluster, 1).put_setting(KEY, RATE).await.expect("a setting");
+
+    cluster.add_node().await.expect("another node");
+    cluster.wait_node(2).await.expect("a node that serves");
+    let start = Instant::now();
+    cluster.add_node().await.expect("another node");
+    cluster.wait_node(3).await.expect("a node that serves");
+    const BYTES: &str = "flotilla_objects_pulled_bytes_total";
+    let bytes = eventually("a part has arrived", async || {
+        let bytes = counters(&cluster, 3).await.get(BYTES).copied().unwrap_or_default();
+        if bytes > 12 * RATE { Ok(bytes) } else { Err(format!("{bytes} bytes")) }
+    })
+    .await;
+    // The first requests wait for nothing: an object or two.
+    let possible = (start.elapsed().as_secs_f64() * RATE as f64) as u64 + 8 * RATE;
+    assert!(bytes <= possible, "{bytes} bytes have arrived, of {possible} that the rate allows");
+
+    client(&cluster, 2).put_setting(KEY, 0).await.expect("a setting");
+    wait_replicated(&cluster, &[1, 2, 3]).await;
+    assert!(start.elapsed().as_secs() < (MIB << 20) as u64 / RATE, "it took as long as with the rate");
 }

@@ -73,7 +73,7 @@ async fn wait_whole(cluster: &Cluster) {
 fn compare(cluster: &Cluster) {
     let addresses: Vec<_> = (1..=3).map(|i| cluster.http(i).expect("a node")).collect();
     let mut command = Command::new(binary());
-    command.args(["digests", "-o", "json", "--wait", "60s", "--addr"]).arg(addresses.join(","));
+    command.args(["digests", "--records", "-o", "json", "--wait", "60s", "--addr"]).arg(addresses.join(","));
     let output = command.output().expect("a process");
     let report: flotilla_api::DigestReport = serde_json::from_slice(&output.stdout).expect("a report");
     assert!(report.shards.iter().all(|shard| shard.verdict == Verdict::Equal), "{report:?}");

@@ -11,6 +11,7 @@ mod authority;
 mod batch;
 mod cluster;
 mod comparison;
+mod consistency;
 mod digests;
 mod event;
 mod hex_id;
@@ -32,6 +33,7 @@ pub use cluster::{
     TokenRequest,
 };
 pub use comparison::DigestComparison;
+pub use consistency::{ConsistencyReport, ShardConsistency};
 pub use digests::{DigestList, DigestReport, RecordsDigest, ReplicaDigest, ShardVerdict, Verdict};
 pub use event::{Event, EventList};
 pub use hex_id::{InvalidKeyId, InvalidTokenId, KeyId, TokenId};

@@ -140,6 +140,8 @@ problem_types! {
     ConditionFailed = "condition_failed", 412, false, "A condition does not hold";
     /// The value is too long.
     ValueTooLarge = "value_too_large", 413, false, "The value is too long";
+    /// No byte of the value is in the range that the request asks for.
+    RangeNotSatisfiable = "range_not_satisfiable", 416, false, "The value has no such bytes";
     /// The batch has too many operations or bytes.
     BatchTooLarge = "batch_too_large", 413, false, "The batch is too large";
     /// The body is too long (of a request whose body is not a value).

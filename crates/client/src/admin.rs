@@ -1,10 +1,10 @@
 //! Collections, nodes, tokens, settings and status.
 
 use flotilla_api::{
-    AuthorityStatus, ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, Event, EventList, KeyId,
-    KeyInfo, KeyList, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationInfo, OperationList, ScrubReport, Setting,
-    SettingList, SettingRequest, ShardInfo, ShardList, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest,
-    UpgradeStatus,
+    AuthorityStatus, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection, DigestList, Event,
+    EventList, KeyId, KeyInfo, KeyList, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationInfo, OperationList,
+    ScrubReport, Setting, SettingList, SettingRequest, ShardInfo, ShardList, TokenId, TokenInfo, TokenList, TokenReply,
+    TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use reqwest::Method;
@@ -52,6 +52,14 @@ impl Client {
     /// See [`ClientError`].
     pub async fn scrub(&self) -> Result<ScrubReport, ClientError> {
         self.call(Call::read(Method::GET, "/v1/cluster/scrub")).await?.json()
+    }
+
+    /// What the leaders' comparisons of the replicas of their shards say.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn consistency(&self) -> Result<ConsistencyReport, ClientError> {
+        self.call(Call::read(Method::GET, "/v1/cluster/consistency")).await?.json()
     }
 
     /// Begins a pass of the scrub on every node: right after the one that is under way, if there is one.

@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use flotilla_membership::{Config as MembershipConfig, Member, Membership};
 use flotilla_meta::MetaState;
-use flotilla_replication::{Handle, Notice};
+use flotilla_replication::{Handle, LostReason, Notice, ReplicaContents};
 use flotilla_transport::Transport;
-use flotilla_types::{HostPort, NodeId};
+use flotilla_types::{HostPort, NodeId, ReplicaId, ShardId};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -39,11 +39,17 @@ pub struct ControlParts {
     pub seeds: Vec<NodeId>,
     /// The cluster authority for a new voter of the metadata group, if this node holds it.
     pub authority: Arc<dyn Fn() -> Option<Vec<u8>> + Send + Sync>,
+    /// Keeps the records of a replica that was given up because it differs from others, for an operator. Runs on
+    /// a thread where it may block.
+    pub keep_evidence: KeepEvidence,
     /// Receives every event. Must not block.
     pub events: Arc<dyn Fn(Event) + Send + Sync>,
     /// Saves new metadata for the next start. Runs on a thread where it may block.
     pub save_meta: Arc<dyn Fn(&MetaState) + Send + Sync>,
 }
+
+/// Keeps the records of a replica.
+pub type KeepEvidence = Arc<dyn Fn(ShardId, ReplicaId, ReplicaContents) + Send + Sync>;
 
 /// Creates the host's notice callback: it records leaders in the topology and sends losses to the returned
 /// channel.
@@ -64,6 +70,9 @@ pub fn notices(
             }
         }
         Notice::Lost { replicas, reason } => {
+            if reason == LostReason::Diverged {
+                metrics::counter!("flotilla_replicas_quarantined_total").increment(replicas.len() as u64);
+            }
             events(Event::Lost { replicas: replicas.clone(), reason });
             let _ = lost.send(Lost { replicas, reason });
         }
@@ -112,8 +121,9 @@ impl Control {
             tokio::spawn(runner.run()),
             tokio::spawn(loops::peers(context.clone())),
             tokio::spawn(loops::save_meta(context.topology.clone(), parts.save_meta)),
-            tokio::spawn(loops::lifecycle(context.clone(), parts.notices)),
+            tokio::spawn(loops::lifecycle(context.clone(), parts.notices, parts.keep_evidence)),
             tokio::spawn(loops::shards_led(context.clone())),
+            tokio::spawn(loops::consistency(context.clone(), parts.events)),
             tokio::spawn(loops::run(context.clone(), Placement::default())),
             tokio::spawn(loops::run(context.clone(), Leaders::default())),
             tokio::spawn(loops::run(context.clone(), AnnounceNode::default())),

@@ -41,6 +41,27 @@ pub enum Event {
         /// The replica that was damaged.
         replica: ReplicaId,
     },
+    /// Replicas of a shard that this node leads have different states.
+    Different {
+        /// The shard.
+        shard: ShardId,
+        /// The one that is given up, with its node; `None` if no majority agrees.
+        odd: Option<(ReplicaId, NodeId)>,
+        /// How they differ.
+        reason: String,
+    },
+    /// Replicas of a shard that this node leads could not be compared for long.
+    NotCompared {
+        /// The shard.
+        shard: ShardId,
+        /// Why.
+        reason: String,
+    },
+    /// The replicas of a shard are equal, after one of the two above.
+    EqualAgain {
+        /// The shard.
+        shard: ShardId,
+    },
     /// This node gave up replicas.
     Lost {
         /// The replicas.

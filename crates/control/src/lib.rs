@@ -15,14 +15,16 @@ mod rpc;
 mod shards;
 mod topology;
 
-pub use control::{Control, ControlParts, notices};
+pub use control::{Control, ControlParts, KeepEvidence, notices};
 pub use core::{
-    Action, AnnounceNode, ClusterView, DAMAGED_LISTED_MAX, DamagedReplica, Earlier, FeedFollower, FeedStep, Fetched,
-    Leaders, Lifecycle, LocalNode, Lost, MalformedRequest, Members, NodeScrub, OPERATIONS_MAX, Operation, Operations,
-    Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Reconciler, RequestKind, RequestRetry,
-    RetryDecision, RetryStep, ShardAnswer, ShardError, ShardRequest, ShardStep, ShardsLed, TRANSFERS_MAX, UpgradeError,
-    View, decode_answer, decode_snapshot, encode_answer, feed_wait_ms, has_changes_since, liveness, meta_reply,
-    next_shard_step, next_version, serves_feed,
+    Action, AnnounceNode, COMPARISONS_LISTED_MAX, ClusterView, Comparison, Comparisons, Consistency,
+    DAMAGED_LISTED_MAX, DamagedReplica, Earlier, Evidence, FeedFollower, FeedStep, Fetched, Finding,
+    INCONCLUSIVE_MS_MAX, Leaders, Lifecycle, LocalNode, Lost, MalformedRequest, Members, NodeScrub, OPERATIONS_MAX,
+    Operation, Operations, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Point,
+    Reconciler, RequestKind, RequestRetry, RetryDecision, RetryStep, Said, ShardAnswer, ShardConsistency, ShardError,
+    ShardRequest, ShardStep, ShardsLed, TRANSFERS_MAX, UpgradeError, View, decode_answer, decode_snapshot,
+    encode_answer, feed_wait_ms, has_changes_since, liveness, may_order_to_give_up, meta_reply, next_shard_step,
+    next_version, serves_feed,
 };
 pub use events::Event;
 pub use gossip::Gossip;

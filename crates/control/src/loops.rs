@@ -8,19 +8,27 @@ use std::{
 
 use flotilla_membership::{Input, Member};
 use flotilla_meta::{MetaCommand, MetaQuery, MetaReply, MetaState};
-use flotilla_replication::{Handle, Replicas, clock};
+use flotilla_replication::{Handle, LostReason, Replicas, clock};
 use flotilla_transport::{Class, PeerStatus, Transport};
-use flotilla_types::{NodeId, ShardId, escape_hidden};
+use flotilla_types::{NodeId, ReplicaId, ShardId, escape_hidden};
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
 
 use crate::{
-    Action, Gossip, Lifecycle, LocalNode, Lost, Members, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest,
-    Peers, Reconciler, RequestKind, Shards, ShardsLed, Topology, View,
+    Action, Consistency, Event, Evidence, Finding, Gossip, KeepEvidence, Lifecycle, LocalNode, Lost, Members, Outcome,
+    PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Reconciler, RequestKind, Said, Shards, ShardsLed, Topology,
+    View,
     core::{self, Contact, Report},
+    shards::give_up,
 };
 
 const PROPOSE_TIMEOUT: Duration = Duration::from_millis(PROPOSE_TIMEOUT_MS);
+
+/// How long replicas may take to say something of their states.
+const FINGERPRINTS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a replica that is given up waits for its replacement until its records are kept.
+const EVIDENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often contact with other nodes is looked at.
 const CONTACT_INTERVAL: Duration = Duration::from_millis(500);
@@ -57,16 +65,49 @@ pub(crate) async fn run(context: Arc<Context>, mut reconciler: impl Reconciler) 
     }
 }
 
-/// Drives the lifecycle reconciler, which also receives losses.
-pub(crate) async fn lifecycle(context: Arc<Context>, mut losses: mpsc::UnboundedReceiver<Lost>) {
+/// Drives the lifecycle reconciler, which also receives losses. A replica that differs from others is replaced, and
+/// destroyed then, once its records are kept; it is not used meanwhile.
+pub(crate) async fn lifecycle(
+    context: Arc<Context>,
+    mut losses: mpsc::UnboundedReceiver<Lost>,
+    keep_evidence: KeepEvidence,
+) {
     let mut reconciler = Lifecycle::default();
+    // As many as losses, which are one for each replica.
+    let (kept, mut ready) = mpsc::unbounded_channel();
     loop {
         while let Ok(loss) = losses.try_recv() {
+            if loss.reason == LostReason::Diverged {
+                tokio::spawn(keep(context.clone(), keep_evidence.clone(), loss, kept.clone()));
+            } else {
+                reconciler.on_loss(&loss);
+            }
+        }
+        while let Ok(loss) = ready.try_recv() {
             reconciler.on_loss(&loss);
         }
         context.pass(&mut reconciler).await;
         tokio::time::sleep(pause(&reconciler)).await;
     }
+}
+
+/// Keeps the records of lost replicas, for a bounded time, and passes the loss on.
+async fn keep(context: Arc<Context>, keep_evidence: KeepEvidence, loss: Lost, kept: mpsc::UnboundedSender<Lost>) {
+    for (shard, replica) in loss.replicas.clone() {
+        let (context, keep_evidence) = (context.clone(), keep_evidence.clone());
+        let work = async move {
+            match context.host.contents(replica).await {
+                Ok(contents) => {
+                    let _ = tokio::task::spawn_blocking(move || keep_evidence(shard, replica, contents)).await;
+                }
+                Err(error) => tracing::warn!(%shard, %replica, %error, "the records of a replica are not kept"),
+            }
+        };
+        if tokio::time::timeout(EVIDENCE_TIMEOUT, work).await.is_err() {
+            tracing::warn!(%shard, %replica, "a replica is replaced before all of its records are kept");
+        }
+    }
+    let _ = kept.send(loss);
 }
 
 /// Drives the reconciler of the shards that are led here, and shows what changes them.
@@ -76,6 +117,39 @@ pub(crate) async fn shards_led(context: Arc<Context>) {
         context.pass(&mut reconciler).await;
         context.topology.show_operations(reconciler.operations());
         tokio::time::sleep(pause(&reconciler)).await;
+    }
+}
+
+/// Drives the comparison of the replicas of shards that are led here, shows the verdicts and counts them.
+pub(crate) async fn consistency(context: Arc<Context>, events: Arc<dyn Fn(Event) + Send + Sync>) {
+    let mut reconciler = Consistency::default();
+    loop {
+        context.pass(&mut reconciler).await;
+        for finding in reconciler.take_findings() {
+            report_finding(finding, &*events);
+        }
+        context.topology.show_comparisons(reconciler.take_changes());
+        tokio::time::sleep(pause(&reconciler)).await;
+    }
+}
+
+fn report_finding(finding: Finding, events: &(dyn Fn(Event) + Send + Sync)) {
+    match finding {
+        Finding::Compared(verdict) => {
+            metrics::counter!("flotilla_consistency_comparisons_total", "verdict" => verdict.word()).increment(1);
+        }
+        Finding::Different { shard, odd, reason } => {
+            tracing::error!(%shard, ?odd, %reason, "replicas of a shard have different states");
+            events(Event::Different { shard, odd, reason });
+        }
+        Finding::Inconclusive { shard, reason } => {
+            tracing::warn!(%shard, %reason, "the replicas of a shard could not be compared for long");
+            events(Event::NotCompared { shard, reason });
+        }
+        Finding::Equal { shard } => {
+            tracing::info!(%shard, "the replicas of a shard are equal again");
+            events(Event::EqualAgain { shard });
+        }
     }
 }
 
@@ -225,6 +299,12 @@ impl Context {
                 tracing::debug!(%shard, %to, "transferring a leadership");
                 self.host.transfer(shard, to);
             }
+            Action::ChangeShard { shard, change } => {
+                tracing::info!(%shard, ?change, "changing a shard");
+                self.host.change_shard(shard, change);
+            }
+            Action::ReadFingerprints { shard, of } => return Some(self.read_fingerprints(shard, of).await),
+            Action::GiveUp { node, shard, replica, evidence } => self.give_up(node, shard, replica, evidence).await,
             // `pass` sends consecutive proposals together.
             Action::Propose(_) => {}
             Action::GiveAuthority { to } => return self.give_authority(to).await,
@@ -245,6 +325,30 @@ impl Context {
         let request = PeerRequest::Authority((self.authority)()?.into()).encode();
         let response = self.network.call(to, Class::Rpc, request, PROPOSE_TIMEOUT).await.ok()?;
         core::decode_answer(response).is_ok().then_some(Outcome::AuthorityTaken(to))
+    }
+
+    /// What replicas say of their states, as far as they answer soon.
+    async fn read_fingerprints(&self, shard: ShardId, of: Vec<(ReplicaId, NodeId)>) -> Outcome {
+        let ask = |(replica, node)| async move {
+            if node == self.me.node {
+                let said = tokio::time::timeout(FINGERPRINTS_TIMEOUT, self.host.fingerprints(replica)).await;
+                return Some((replica, Said::here(said.ok()??)));
+            }
+            let request = PeerRequest::Fingerprints { shard, replica }.encode();
+            let response = self.network.call(node, Class::Rpc, request, FINGERPRINTS_TIMEOUT).await.ok()?;
+            Some((replica, Said::decode(core::decode_answer(response).ok()?.payload).ok()?))
+        };
+        Outcome::Fingerprints(join_all(of.into_iter().map(ask)).await.into_iter().flatten().collect())
+    }
+
+    async fn give_up(&self, node: NodeId, shard: ShardId, replica: ReplicaId, evidence: Evidence) {
+        if node == self.me.node {
+            return give_up(&self.host, node, (shard, replica), &evidence).await;
+        }
+        let request = PeerRequest::GiveUp { shard, replica, evidence }.encode();
+        if let Err(error) = self.network.call(node, Class::Rpc, request, PROPOSE_TIMEOUT).await {
+            tracing::warn!(%node, %shard, %replica, %error, "a node was not told to give up a replica");
+        }
     }
 
     async fn fetch_meta(&self) -> Option<Outcome> {

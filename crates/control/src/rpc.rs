@@ -9,8 +9,8 @@ use flotilla_transport::BoxFuture;
 use flotilla_types::{NodeId, ShardId, Timestamp};
 
 use crate::{
-    MalformedRequest, PeerRequest, Topology, core,
-    shards::{ask_host, operations_here, scrub_here},
+    MalformedRequest, PeerRequest, Said, Topology, core,
+    shards::{ask_host, give_up, operations_here, scrub_here},
 };
 
 /// Timeout of the feed's query at the local replica.
@@ -79,6 +79,19 @@ impl RpcServer {
             PeerRequest::Scrub { start } => {
                 let scrub = scrub_here(&self.host, start).encode();
                 Ok(Answered { payload: scrub, clock: Timestamp::ZERO })
+            }
+            PeerRequest::Fingerprints { replica, .. } => {
+                let said = self.host.fingerprints(replica).await.ok_or(RequestError::Stopped)?;
+                Ok(Answered { payload: Said::here(said).encode(), clock: Timestamp::ZERO })
+            }
+            PeerRequest::GiveUp { shard, replica, evidence } => {
+                tracing::warn!(%from, %shard, %replica, "a replica is to be given up, as it differs from a majority");
+                give_up(&self.host, from, (shard, replica), &evidence).await;
+                Ok(Answered { payload: Bytes::new(), clock: Timestamp::ZERO })
+            }
+            PeerRequest::Comparisons => {
+                let comparisons = self.topology.comparisons().encode();
+                Ok(Answered { payload: comparisons, clock: Timestamp::ZERO })
             }
             PeerRequest::RotateAuthority { timeout_ms } => {
                 let rotated = self.authority.rotate(Duration::from_millis(timeout_ms.into())).await;

@@ -8,13 +8,13 @@ use flotilla_meta::{Feed, MetaCommand, MetaFollower, MetaQuery, MetaReply};
 use flotilla_replication::{Answer, Answered, Freshness, Handle, RequestError, clock};
 use flotilla_route::Heard;
 use flotilla_transport::{CallError, Class, NotSent, Transport};
-use flotilla_types::{NodeId, ShardId};
+use flotilla_types::{NodeId, ReplicaId, ShardId};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 
 use crate::{
-    Earlier, NodeScrub, Operations, PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer,
-    ShardError, ShardRequest, Topology, core,
+    Comparisons, Earlier, Evidence, NodeScrub, Operations, PeerRequest, RequestKind, RequestRetry, RetryDecision,
+    RetryStep, Said, ShardAnswer, ShardError, ShardRequest, Topology, core, core::may_order_to_give_up,
 };
 
 /// How often a refresh asks for the changes since the last answer, before it asks for the whole metadata.
@@ -33,6 +33,20 @@ pub(crate) async fn ask_host(host: &Handle, request: ShardRequest) -> Answer {
 /// What changes the shards that are led here, and the snapshots that are received here.
 pub(crate) fn operations_here(topology: &Topology, host: &Handle) -> Operations {
     topology.operations().with_snapshots(host.incoming_snapshots(), topology.node())
+}
+
+/// Gives up a replica of this node, as the node `from` orders: if that leads the shard, and the replica differs from
+/// what a majority has.
+pub(crate) async fn give_up(host: &Handle, from: NodeId, (shard, replica): (ShardId, ReplicaId), evidence: &Evidence) {
+    if !host.status().get(replica).is_some_and(|status| may_order_to_give_up(status, shard, from)) {
+        tracing::warn!(%from, %shard, %replica, "a node that does not lead the shard wants a replica to be given up");
+        return;
+    }
+    match host.fingerprints(replica).await.map(Said::here) {
+        Some(said) if said.is_refuted_by(evidence) => host.diverged(replica),
+        // It has gone on, or is gone: its leader compares it again.
+        _ => tracing::info!(%replica, ?evidence, "the replica does not differ there, or cannot tell"),
+    }
 }
 
 /// How the scrub of this node stands. With `start`, a pass begins.
@@ -80,6 +94,12 @@ impl Shards {
         let decode = |answer| NodeScrub::decode(answer).ok();
         let request = PeerRequest::Scrub { start }.encode();
         self.of_all_nodes(&request, timeout, decode, scrub_here(&self.host, start)).await
+    }
+
+    /// Verdicts on the shards that each node leads. `None` as for [`operations`](Self::operations).
+    pub async fn comparisons(&self, timeout: Duration) -> Vec<(NodeId, Option<Comparisons>)> {
+        let decode = |answer| Comparisons::decode(answer).ok();
+        self.of_all_nodes(&PeerRequest::Comparisons.encode(), timeout, decode, self.topology.comparisons()).await
     }
 
     /// The reports of all nodes that are not gone, in their order; the own one is at hand.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a lock is held only to read or change memory; shard maps are built outside of it.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use flotilla_membership::NodeState;
 use flotilla_meta::{MetaState, SeenNode};
@@ -11,7 +11,7 @@ use flotilla_types::{Incarnation, NodeId, ShardDescriptor, ShardId, Term, Versio
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use crate::{ClusterView, Members, Operations, core::Routing};
+use crate::{ClusterView, Comparison, Comparisons, Members, Operations, core::Routing};
 
 /// The shared view of the cluster. Its metadata only moves forward.
 pub struct Topology {
@@ -23,6 +23,8 @@ pub struct Topology {
     hints_moved: watch::Sender<u64>,
     /// What changes the shards that are led here.
     operations: RwLock<Operations>,
+    /// The last comparison of each shard that is led here.
+    comparisons: RwLock<BTreeMap<ShardId, Comparison>>,
 }
 
 impl Topology {
@@ -36,6 +38,7 @@ impl Topology {
             cluster: RwLock::new(cluster),
             hints_moved: watch::Sender::new(0),
             operations: RwLock::default(),
+            comparisons: RwLock::default(),
         }
     }
 
@@ -154,6 +157,26 @@ impl Topology {
     pub(crate) fn show_operations(&self, operations: &Operations) {
         if *self.operations.read() != *operations {
             *self.operations.write() = operations.clone();
+        }
+    }
+
+    /// Verdicts on the shards that are led here. Visits all of them.
+    #[must_use]
+    pub fn comparisons(&self) -> Comparisons {
+        Comparisons::of(&self.comparisons.read())
+    }
+
+    /// Shows comparisons that were made; `None` for a shard that is not led here any more.
+    pub(crate) fn show_comparisons(&self, changes: Vec<(ShardId, Option<Comparison>)>) {
+        if changes.is_empty() {
+            return;
+        }
+        let mut comparisons = self.comparisons.write();
+        for (shard, comparison) in changes {
+            match comparison {
+                Some(comparison) => comparisons.insert(shard, comparison),
+                None => comparisons.remove(&shard),
+            };
         }
     }
 

@@ -96,6 +96,9 @@ places! {
     ApplyAnswered = "apply::answered",
     /// Before entries with a configuration change pass through the state machine.
     ApplyConfChange = "apply::conf_change",
+    /// An entry of a shard writes something else than it should: with the number 1 by its state machine, with 2
+    /// in the engine.
+    ApplyFlaw = "apply::flaw",
     /// Before a memtable is frozen.
     ApplyBeforeFreeze = "apply::before_freeze",
     /// A memtable is frozen.

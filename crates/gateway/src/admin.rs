@@ -7,9 +7,9 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use flotilla_api::{
-    AuthorityStatus, Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply,
-    KeyRequest, NodeChange, NodeVerb, OperationList, ScrubReport, Setting, TokenId, TokenInfo, TokenReply,
-    TokenRequest, UpgradeStatus,
+    AuthorityStatus, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection, DigestList, Event, KeyId,
+    KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationList, ScrubReport, Setting, TokenId, TokenInfo,
+    TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use futures_util::future::BoxFuture;
@@ -124,6 +124,9 @@ pub trait Admin: Send + Sync + 'static {
 
     /// How the scrubs of all nodes that answer soon stand. With `start`, a pass begins on each.
     fn scrub(&self, start: bool, deadline: Instant) -> AdminFuture<'_, ScrubReport>;
+
+    /// What the comparisons of replicas say that all nodes which answer soon have made.
+    fn consistency(&self, deadline: Instant) -> AdminFuture<'_, ConsistencyReport>;
 
     /// Digests of this node's replicas, or of those of the shards in `only`. Reads all their records without
     /// blocking other requests. A replica that is not done by the deadline has a reason in place of its

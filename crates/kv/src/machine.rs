@@ -238,6 +238,10 @@ impl StateMachine for KvMachine {
         Some(self.version)
     }
 
+    fn meaning(&self) -> ClusterVersion {
+        self.version
+    }
+
     fn upkeep_due_ms(&self) -> Option<u64> {
         let expiries = &self.stats.expiries;
         let due_ms = if expiries.is_converting() { Some(0) } else { expiries.first_ms() };

@@ -111,6 +111,10 @@ impl StateMachine for MetaMachine {
         None
     }
 
+    fn meaning(&self) -> ClusterVersion {
+        self.state.cluster_version()
+    }
+
     fn system(&self) -> Bytes {
         encode_versioned(&SystemPb { version: self.state.version(), clock: self.clock.0 })
     }

@@ -20,12 +20,21 @@ pub enum Setting {
     BalanceThreshold,
     /// Replicas that one plan may move for balance or spread (0 to 64). 0 turns balancing off.
     BalanceMovesMax,
+    /// Bytes of objects that each node receives per second while replicas are moved or replaced, and sends: so
+    /// many in each direction (256 KiB to 1 TB). 0 for no bound. A node that was started with a rate of its own
+    /// keeps that.
+    TransferBytesPerSecond,
 }
 
 impl Setting {
     /// Every setting.
-    pub const ALL: [Self; 4] =
-        [Self::DeadNodeGraceMs, Self::MetaReplicas, Self::BalanceThreshold, Self::BalanceMovesMax];
+    pub const ALL: [Self; 5] = [
+        Self::DeadNodeGraceMs,
+        Self::MetaReplicas,
+        Self::BalanceThreshold,
+        Self::BalanceMovesMax,
+        Self::TransferBytesPerSecond,
+    ];
 
     /// Its name.
     #[must_use]
@@ -35,6 +44,7 @@ impl Setting {
             Self::MetaReplicas => "meta_replicas",
             Self::BalanceThreshold => "balance_threshold",
             Self::BalanceMovesMax => "balance_moves_max",
+            Self::TransferBytesPerSecond => "transfer_bytes_per_second",
         }
     }
 
@@ -45,6 +55,7 @@ impl Setting {
             Self::DeadNodeGraceMs | Self::MetaReplicas | Self::BalanceThreshold | Self::BalanceMovesMax => {
                 ClusterVersion::FIRST
             }
+            Self::TransferBytesPerSecond => ClusterVersion::TRANSFER_RATE,
         }
     }
 
@@ -56,6 +67,7 @@ impl Setting {
             Self::MetaReplicas => 3,
             Self::BalanceThreshold => 1,
             Self::BalanceMovesMax => 2,
+            Self::TransferBytesPerSecond => 0,
         }
     }
 
@@ -71,6 +83,10 @@ impl Setting {
                 "balancing starts when two nodes differ by more than one replica plus this many: 0 to 1000"
             }
             Self::BalanceMovesMax => "replicas that one plan may move for balance or spread, 0 for none: 0 to 64",
+            Self::TransferBytesPerSecond => {
+                "bytes per second that each node receives, and sends, while replicas are moved or replaced, 0 for no \
+                 bound: 0, or 262144 to 1000000000000"
+            }
         }
     }
 
@@ -82,6 +98,7 @@ impl Setting {
             Self::MetaReplicas => matches!(value, 1 | 3 | 5),
             Self::BalanceThreshold => value <= 1_000,
             Self::BalanceMovesMax => value <= 64,
+            Self::TransferBytesPerSecond => value == 0 || (256 << 10..=1_000_000_000_000).contains(&value),
         }
     }
 

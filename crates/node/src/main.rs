@@ -1,6 +1,7 @@
 //! The binary `flotilla`: `start` runs a node, the other verbs are clients of a running cluster.
 
 mod cli;
+mod evidence;
 mod start;
 
 use std::process::ExitCode;

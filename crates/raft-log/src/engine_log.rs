@@ -59,6 +59,9 @@ pub struct EngineLog {
 struct Writer {
     failed: bool,
     witness: Witness,
+    /// Empty. The engine clears what it has written and keeps up to 8 MiB of its buffer, so that no batch has to
+    /// fill fresh memory.
+    batch: raft_engine::LogBatch,
 }
 
 /// A validated batch, and the resulting state of each replica that it touches (`None`: destroyed).
@@ -107,7 +110,8 @@ impl EngineLog {
         if evidence.is_err() {
             evidence::set_doubt(dir, true)?;
         }
-        let writer = Writer { failed: false, witness: findings.into_witness(contents.sequence) };
+        let witness = findings.into_witness(contents.sequence);
+        let writer = Writer { failed: false, witness, batch: raft_engine::LogBatch::default() };
         let relocation_lock = Arc::new(RwLock::new(()));
         Ok(Self {
             reader: Reader::start(engine.clone(), relocation_lock.clone())?,
@@ -158,8 +162,9 @@ impl EngineLog {
         Ok((found.bounds, found.terms.get(index)))
     }
 
-    fn stage(&self, batch: &LogBatch) -> Result<Staged, LogError> {
-        let mut staged = Staged { batch: raft_engine::LogBatch::default(), replicas: BTreeMap::new() };
+    /// Validates a batch, and adds it to `empty`.
+    fn stage(&self, batch: &LogBatch, empty: raft_engine::LogBatch) -> Result<Staged, LogError> {
+        let mut staged = Staged { batch: empty, replicas: BTreeMap::new() };
         let sequence = record::encode_sequence(self.folder.nonce(), batch.sequence);
         staged.batch.put(NODE_REGION, SEQUENCE_KEY.to_vec(), sequence).map_err(from_engine)?;
         for peer in &batch.peer_sequences {
@@ -317,7 +322,7 @@ impl Log for EngineLog {
         if writer.failed {
             return Err(LogError::Engine(Arc::new(Stopped)));
         }
-        let mut staged = self.stage(&batch)?;
+        let mut staged = self.stage(&batch, std::mem::take(&mut writer.batch))?;
         // The engine panics if a sync fails. What is durable is then unknown, as after any other failure
         // here.
         let written = catch_unwind(AssertUnwindSafe(|| {
@@ -334,6 +339,7 @@ impl Log for EngineLog {
             Ok(result) => result.map_err(from_engine)?,
             Err(_) => return Err(LogError::Engine(Arc::new(Panicked))),
         };
+        writer.batch = staged.batch;
         let mut contents = self.contents.write();
         for (id, replica) in staged.replicas {
             if let Some(replica) = replica {

@@ -6,9 +6,11 @@
 //! the tasks of that replica wait in order. Queries that need the disk are emitted as [`Slow`] too, and
 //! nothing waits for them.
 
+mod chain;
 mod pins;
 mod recalled;
 mod slow;
+mod system;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -16,21 +18,26 @@ use std::{
     sync::{Arc, atomic::AtomicUsize},
 };
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use flotilla_consensus::ShardChange;
+use flotilla_failpoints::{Place, number};
 use flotilla_storage::{
     ApplyContext, EngineError, Fold, InMemory, MachineError, ReadContext, Remedy, StateEngine, StateMachine,
-    StateReader, remedy,
+    StateReader, WriteSet, remedy,
 };
 use flotilla_types::{
-    Checkpoint, ConfState, Entry, EntryKind, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Timestamp,
+    Checkpoint, ClusterVersion, ConfState, Entry, EntryKind, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId,
+    Timestamp,
 };
 
+use chain::Chain;
+pub use chain::{ChainDigest, ChainSamples, Fingerprints, SAMPLE_SPACING, SAMPLES_MAX, SYSTEM_SPACING};
 use pins::Pins;
 pub use pins::{PIN_IDLE_MS, PIN_MS_MAX, PINNED_BYTES_MAX, PINS_MAX, PinId, PinnedQuery};
 use recalled::Recalled;
 use slow::{ReadState, on_read_failure};
 pub use slow::{Returned, SLOW_READS_MAX, SLOW_READS_PER_REPLICA_MAX, Slow, SlowApply, SlowDone, SlowRead};
+use system::{join_system, split_system};
 
 use crate::{Answer, Answered, ApplyTask, Batch, BatchError, Input, Query, RequestError, damage};
 
@@ -79,11 +86,15 @@ impl Load {
         self.load_records(engine)?;
         let Self { replica, shard, checkpoint, .. } = self;
         let reader = engine.reader(*replica)?;
-        let (clock, system) = split_system(engine.system(checkpoint)?)?;
+        let (clock, mut system) = split_system(engine.system(checkpoint)?)?;
         let mut machine = (self.machines)(*shard);
-        machine.restore(&system, &*reader)?;
         let position = checkpoint.position.clone();
-        Ok(Loaded(Box::new(Ready { shard: *shard, machine, reader, position, clock, slow_reads: Arc::default() })))
+        let chain = Chain::decode(&mut system, *replica, position.index)?;
+        machine.restore(&system, &*reader)?;
+        // The first checkpoint of a shard has nothing.
+        let copied = (checkpoint.objects().next().is_some()).then_some(position.index);
+        let slow_reads = Arc::default();
+        Ok(Loaded(Box::new(Ready { shard: *shard, machine, reader, position, clock, chain, copied, slow_reads })))
     }
 
     /// The same load after so many failures.
@@ -154,6 +165,9 @@ struct Ready {
     reader: Arc<dyn StateReader>,
     position: Position,
     clock: Timestamp,
+    chain: Option<Chain>,
+    /// While it has no chain: the entry up to which another replica may have made its state.
+    copied: Option<LogIndex>,
     /// Its queries that wait for the pool or run in it.
     slow_reads: Arc<AtomicUsize>,
 }
@@ -333,6 +347,22 @@ impl<T> Applier<T> {
         self.pins.count()
     }
 
+    /// What a replica says of its state, to be compared with others. `None` while it cannot say: it is loaded,
+    /// applies entries that wait for the disk, or failed.
+    pub fn fingerprints(&mut self, replica: ReplicaId) -> Option<Fingerprints> {
+        let Some(Slot::Ready(ready)) = self.slots.get_mut(&replica) else { return None };
+        if let Some(chain) = &mut ready.chain {
+            chain.note_base(self.engine.logged_base(replica));
+        }
+        let chain = ready.chain.as_ref();
+        Some(Fingerprints {
+            applied: ready.position.index,
+            meaning: ready.machine.meaning(),
+            chain: chain.map(|chain| chain.samples(&ready.machine.system())),
+            bases: chain.map(Chain::bases).unwrap_or_default(),
+        })
+    }
+
     /// The contents of a replica at the moment.
     pub fn contents(&self, replica: ReplicaId) -> Contents {
         match self.slots.get(&replica) {
@@ -353,7 +383,7 @@ impl<T> Applier<T> {
 impl Ready {
     /// Answers queries or freezes.
     fn run<T>(
-        &self,
+        &mut self,
         replica: ReplicaId,
         wall_ms: u64,
         task: ApplyTask<T>,
@@ -372,7 +402,10 @@ impl Ready {
                 self.read(replica, wall_ms, queries, engine, slow_reads, out);
             }
             ApplyTask::Freeze { .. } => {
-                let system = join_system(self.clock, &self.machine.system());
+                if let Some(chain) = &mut self.chain {
+                    chain.note_base(engine.logged_base(replica));
+                }
+                let system = join_system(self.clock, (self.chain.as_ref(), replica), &self.machine.system());
                 let frozen = engine.freeze(replica, self.position.clone(), system);
                 let frozen = frozen.unwrap_or_else(|error| {
                     tracing::warn!(%replica, %error, "a memtable could not be frozen");
@@ -447,6 +480,7 @@ impl Ready {
             }
             let is_change = entry.kind != EntryKind::Normal;
             assert!(!is_change || entry.index == last, "{replica} got entries behind the change at {}", entry.index);
+            let meaning = self.machine.meaning();
             let outcomes = match self.apply_entry(replica, &entry, &mut recalled, engine) {
                 Ok(outcomes) => outcomes,
                 Err(error) => {
@@ -454,6 +488,8 @@ impl Ready {
                     break;
                 }
             };
+            let orders_fold = entry.index == last && matches!(shard_change, Some(ShardChange::Fold { .. }));
+            self.pass_chain(entry.index, orders_fold, meaning);
             self.position.index = entry.index;
             self.position.term = entry.term;
             if waiters.front().is_some_and(|(index, _)| *index == entry.index)
@@ -489,6 +525,17 @@ impl Ready {
         });
         out.inputs.extend(is_fold.then_some(Input::FoldPinned { replica }));
         Ok(())
+    }
+
+    /// An entry was applied by a machine of this meaning.
+    fn pass_chain(&mut self, index: LogIndex, orders_fold: bool, before: ClusterVersion) {
+        match &mut self.chain {
+            Some(chain) => chain.pass(index, orders_fold, || self.machine.system()),
+            None if chain::begins(index, before, self.machine.meaning()) => {
+                self.chain = Some(Chain::begin(index, self.copied.map(|_| index)));
+            }
+            None => {}
+        }
     }
 
     /// A change of the shard takes effect here, at the position of its entry. The group has moved the
@@ -541,6 +588,12 @@ impl Ready {
         if outcomes.len() != batch.commands.len() {
             return Err(MachineError::Corrupt("the state machine did not answer each command"));
         }
+        let flaw = if self.shard == ShardId::META { None } else { number(Place::ApplyFlaw) };
+        flaw.filter(|flaw| *flaw == 1).into_iter().for_each(|_| add_flaw(&mut writes));
+        if let Some(chain) = &mut self.chain {
+            chain.add(entry.index, &writes, &outcomes);
+        }
+        flaw.filter(|flaw| *flaw == 2).into_iter().for_each(|_| add_flaw(&mut writes));
         if !writes.is_empty() {
             recalled.forget(&writes);
             engine.write(replica, writes, entry.index)?;
@@ -548,6 +601,13 @@ impl Ready {
         let last = batch.timestamp.plus((batch.commands.len() as u64).saturating_sub(1));
         self.clock = self.clock.max(last);
         Ok(outcomes)
+    }
+}
+
+/// Adds a record that no entry has written, under a key that nobody else uses. Only tests do.
+fn add_flaw(writes: &mut WriteSet) {
+    if let Some((key, value)) = writes.iter().find(|(_, value)| value.is_some()).cloned() {
+        writes.push(([&key, &b"\xff flaw"[..]].concat().into(), value));
     }
 }
 
@@ -617,37 +677,5 @@ fn drop_tasks<T>(tasks: impl IntoIterator<Item = ApplyTask<T>>, out: &mut Applie
             ApplyTask::Freeze { replica } => out.inputs.push(Input::Frozen { replica, frozen: false }),
             ApplyTask::Open { .. } | ApplyTask::Close { .. } => {}
         }
-    }
-}
-
-/// The system state of a checkpoint: the host's clock (u64, big-endian), then the machine's own state.
-fn join_system(clock: Timestamp, machine: &[u8]) -> Bytes {
-    let mut system = BytesMut::with_capacity(8 + machine.len());
-    system.put_u64(clock.0);
-    system.put_slice(machine);
-    system.freeze()
-}
-
-fn split_system(mut system: Bytes) -> Result<(Timestamp, Bytes), MachineError> {
-    if system.is_empty() {
-        return Ok((Timestamp::ZERO, system));
-    }
-    let clock = system.try_get_u64().map_err(|_| MachineError::Corrupt("the system state is cut short"))?;
-    if Timestamp(clock) >= Timestamp::MAX {
-        return Err(MachineError::Corrupt("the clock of the system state is out of range"));
-    }
-    Ok((Timestamp(clock), system))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_system_state_with_a_clock_out_of_range_is_corrupt() {
-        let split = |clock| split_system(join_system(clock, b"machine"));
-        assert!(matches!(split(Timestamp(7)), Ok((Timestamp(7), machine)) if &machine[..] == b"machine"));
-        assert!(matches!(split(Timestamp(u64::MAX)), Err(MachineError::Corrupt(_))));
-        assert!(split_system(Bytes::from_static(b"short")).is_err());
     }
 }

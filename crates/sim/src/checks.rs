@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use flotilla_control::{Finding, ShardConsistency};
 use flotilla_meta::MetaState;
 use flotilla_replication::{ApplyTask, LostReason, ReadCounts, ReplicaStatus, Role, ShardChange, refs_of};
 use flotilla_route::Sequence;
@@ -48,6 +49,8 @@ pub(crate) struct Checks {
     confs: BTreeMap<ShardId, [ConfState; 2]>,
     /// Nodes whose disks were damaged or rolled back, or that are removed: they may lose replicas.
     pub(crate) damaged_nodes: BTreeSet<NodeId>,
+    /// Shards of which one replica got a flaw.
+    pub(crate) flawed: BTreeSet<ShardId>,
     pub(crate) counts: Counts,
 }
 
@@ -84,6 +87,10 @@ pub struct Counts {
     pub bases_compared: u64,
     /// Replicas that nodes abandoned.
     pub replicas_lost: u64,
+    /// Replicas that were given up because they differ from others.
+    pub replicas_diverged: u64,
+    /// Comparisons of replicas that found them to be equal.
+    pub found_equal: u64,
     /// Replicas that were reported as damaged, and went on.
     pub replicas_damaged: u64,
     /// Strong reads served under a lease.
@@ -114,6 +121,8 @@ impl Counts {
         self.range_changes += other.range_changes;
         self.bases_compared += other.bases_compared;
         self.replicas_lost += other.replicas_lost;
+        self.replicas_diverged += other.replicas_diverged;
+        self.found_equal += other.found_equal;
         self.replicas_damaged += other.replicas_damaged;
         self.leased_reads += other.leased_reads;
         self.quorum_reads += other.quorum_reads;
@@ -438,6 +447,9 @@ impl Checks {
             assert!(fold <= index, "the checkpoint of {replica} at {index} names the base of {fold}");
             let (first, named_by) =
                 self.bases.entry((shard, fold)).or_insert_with(|| (table.manifest, BTreeSet::from([replica])));
+            if self.flawed.contains(&shard) {
+                continue;
+            }
             assert_eq!(*first, table.manifest, "{replica} has another base of {shard} at {fold}");
             self.counts.bases_compared += u64::from(named_by.insert(replica));
         }
@@ -461,8 +473,27 @@ impl Checks {
         self.counts.replicas_damaged += 1;
     }
 
+    /// Checks that no comparison says that replicas differ if none has a flaw.
+    pub(crate) fn compared(&mut self, finding: &Finding) {
+        match finding {
+            Finding::Compared(ShardConsistency::Equal) => self.counts.found_equal += 1,
+            Finding::Compared(_) => {}
+            Finding::Different { shard, odd, reason } => {
+                assert!(self.flawed.contains(shard), "{shard} has no flaw, and {odd:?} is said to differ: {reason}");
+            }
+            Finding::Inconclusive { .. } | Finding::Equal { .. } => {}
+        }
+    }
+
     /// Checks that a node that abandoned replicas has a damaged disk.
     pub(crate) fn replicas_lost(&mut self, node: &Node, replicas: &[(ShardId, ReplicaId)], reason: LostReason) {
+        if reason == LostReason::Diverged {
+            for (shard, replica) in replicas {
+                assert!(node.is_wrong(*replica), "{} gave up {replica} of {shard}, which is not wrong", node.id);
+                self.counts.replicas_diverged += 1;
+            }
+            return;
+        }
         assert!(
             self.damaged_nodes.contains(&node.id),
             "{} lost {replicas:?} ({reason:?}) with an undamaged disk",

@@ -58,6 +58,7 @@ impl World {
         let meta = running.control.cluster.meta().clone();
         self.unconverged_node(&meta)
             .or_else(|| self.rotten())
+            .or_else(|| self.flawed())
             .or_else(|| meta.shards().find_map(|record| self.unconverged_shard(&meta, record.id, lag_max)))
     }
 
@@ -162,6 +163,10 @@ impl World {
         self.stop_values();
         self.drain_clients();
         self.resume_clients();
+        if !self.await_no_flaws() {
+            self.drain_clients();
+            return;
+        }
         let lacking =
             |world: &Self| world.unconverged(LAG_MAX).or_else(|| world.unheard()).or_else(|| world.unswitched());
         let converged = self.run_until(CONVERGE_MS_MAX, |world| world.operator.is_idle() && lacking(world).is_none());

@@ -17,6 +17,8 @@ use flotilla_types::{
 };
 use parking_lot::Mutex;
 
+use crate::flaws::Flaws;
+
 /// The injected failures of a disk.
 #[derive(Debug, Clone, Default)]
 struct Damage {
@@ -33,6 +35,8 @@ struct Damage {
 /// A node's disk. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Disk {
+    /// Changes of what was written that nothing explains.
+    pub(crate) flaws: Flaws,
     log: MemoryLog,
     engine: MemoryEngine,
     damage: Arc<Mutex<Damage>>,
@@ -47,7 +51,8 @@ impl Disk {
     /// The same, with other evidence about the log.
     pub(crate) fn reopen_with(&self, evidence: LogEvidence) -> Self {
         let damage = Damage { met_io_error: false, ..self.damage.lock().clone() };
-        Self { log: self.log.reopen_with(evidence), engine: self.engine.reopen(), damage: Arc::new(Mutex::new(damage)) }
+        let (log, engine) = (self.log.reopen_with(evidence), self.engine.reopen());
+        Self { flaws: self.flaws.clone(), log, engine, damage: Arc::new(Mutex::new(damage)) }
     }
 
     /// Whether the node finds damage when it opens its log.
@@ -67,6 +72,11 @@ impl Disk {
     /// Damages entries of a replica, both ends included.
     pub(crate) fn damage_entries(&self, replica: ReplicaId, from: LogIndex, to: LogIndex) {
         self.damage.lock().entries.insert(replica, (from, to));
+    }
+
+    /// Reads records although the disk is broken.
+    pub(crate) fn records(&self, replica: ReplicaId) -> Result<Arc<dyn StateReader>, EngineError> {
+        self.engine.reader(replica)
     }
 
     /// Damages an object. Nobody knows before something reads it.
@@ -220,7 +230,8 @@ impl StateEngine for Disk {
         Ok(Arc::new(Reader { disk: self.clone(), records: self.engine.snapshot(replica)? }))
     }
 
-    fn write(&self, replica: ReplicaId, records: WriteSet, applied: LogIndex) -> Result<(), EngineError> {
+    fn write(&self, replica: ReplicaId, mut records: WriteSet, applied: LogIndex) -> Result<(), EngineError> {
+        self.flaws.apply_to(replica, &self.log, &mut records);
         StateEngine::write(&self.engine, replica, records, applied)
     }
 
@@ -249,6 +260,10 @@ impl StateEngine for Disk {
 
     fn compaction_due(&self, replica: ReplicaId) -> CompactionDue {
         self.engine.compaction_due(replica)
+    }
+
+    fn logged_base(&self, replica: ReplicaId) -> Option<(LogIndex, ObjectId)> {
+        self.engine.logged_base(replica)
     }
 
     fn fold_counts(&self) -> FoldCounts {

@@ -45,6 +45,8 @@ pub(crate) struct Faults {
     pub(crate) stopped: bool,
     /// Nodes with objects that were damaged.
     pub(crate) rotted: BTreeSet<NodeId>,
+    /// Shards of which one replica got a flaw.
+    pub(crate) flawed: BTreeSet<ShardId>,
 }
 
 /// What must be undone when a fault ends.
@@ -223,6 +225,10 @@ impl World {
             }
             Fault::ObjectRots => {
                 self.damage_object(id, which)?;
+                Active::Nothing
+            }
+            Fault::Flaw => {
+                self.flaw(id, which)?;
                 Active::Nothing
             }
             Fault::RangeChange => self.change_range(which)?,
@@ -492,6 +498,12 @@ impl World {
 fn loses_data(fault: Fault) -> bool {
     matches!(
         fault,
-        Fault::Remove | Fault::Wipe | Fault::RollBack | Fault::LogBitRot | Fault::ObjectBitRot | Fault::ObjectRots
+        Fault::Remove
+            | Fault::Wipe
+            | Fault::RollBack
+            | Fault::LogBitRot
+            | Fault::ObjectBitRot
+            | Fault::ObjectRots
+            | Fault::Flaw
     )
 }

@@ -19,6 +19,7 @@ mod clock;
 mod convergence;
 mod disk;
 mod faults;
+mod flaws;
 mod linearizability;
 mod network;
 mod node;

@@ -121,11 +121,13 @@ pub enum Fault {
     Drain,
     /// An object is damaged, and nobody notices before something reads it: a scrub, if nothing else.
     ObjectRots,
+    /// A replica's state gets a record that no entry has written.
+    Flaw,
 }
 
 impl Fault {
-    /// Every kind but [`Fault::RangeChange`], [`Fault::Drain`], [`Fault::ObjectRots`] and [`Fault::SlowSource`], which
-    /// are drawn apart.
+    /// Every kind but [`Fault::RangeChange`], [`Fault::Drain`], [`Fault::ObjectRots`], [`Fault::SlowSource`] and
+    /// [`Fault::Flaw`], which are drawn apart.
     /// The order matters: seeds draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
@@ -242,6 +244,9 @@ impl Plan {
         if plan.value_pause_us_max.is_some() {
             // So many more bytes are stored, and passes take as long.
             plan.host.scrub.bytes_per_second *= 100;
+        }
+        if rng.random_bool(0.3) {
+            plan.add_some(&mut rng, Fault::Flaw, [100, 2_500, 6_000]);
         }
         plan
     }

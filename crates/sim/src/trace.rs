@@ -60,6 +60,9 @@ fn request(kind: &peer::request::Kind) -> String {
         Kind::CertifyNode(_) => "certify node".to_owned(),
         Kind::ReadOperations(_) => "operations".to_owned(),
         Kind::Scrub(scrub) => format!("scrub, start: {}", scrub.start),
+        Kind::ReadFingerprints(read) => format!("fingerprints of r{}", read.replica),
+        Kind::GiveUp(order) => format!("give up r{}, which differs at {}", order.replica, order.index),
+        Kind::ReadComparisons(_) => "comparisons".to_owned(),
         Kind::RotateAuthority(_) => "rotate the authority".to_owned(),
         Kind::CertifyClientPorts(certify) => format!("certify {}", certify.hosts.join(",")),
     }

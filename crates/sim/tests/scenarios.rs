@@ -158,3 +158,16 @@ fn nodes_join_and_leave_under_load() {
     assert!(count_notes(&reports, "joins at port") > 3 * 3 && sum(&reports).config_changes > 3 * 6);
     survives(&repeated(Fault::TransferLeader, 0), 2);
 }
+
+/// A replica whose state no log explains is found, given up and replaced, and no other ever is. Half of the flaws
+/// are of the state machine, half of the engine.
+#[test]
+fn replicas_with_another_state_are_found_and_replaced() {
+    let counts = sum(&survives(&repeated(Fault::Flaw, 100), 8));
+    assert!(counts.replicas_diverged >= 4 && counts.found_equal >= 40, "{counts:?}");
+    let crashes = [repeated(Fault::Flaw, 100), repeated(Fault::Crash, 700)].concat();
+    let counts = sum(&survives(&crashes, 4));
+    assert!(counts.replicas_diverged >= 1, "{counts:?}");
+    let handovers = [repeated(Fault::Flaw, 100), repeated(Fault::TransferLeader, 0)].concat();
+    survives(&handovers, 4);
+}

@@ -415,6 +415,10 @@ impl StateEngine for Engine {
         Ok(is_of_use)
     }
 
+    fn logged_base(&self, replica: ReplicaId) -> Option<(LogIndex, ObjectId)> {
+        self.replica(replica).ok()?.build_input().ok()?.attached.checkpoint.logged_base()
+    }
+
     fn fold_counts(&self) -> FoldCounts {
         *self.folds.lock()
     }

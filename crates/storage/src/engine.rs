@@ -311,6 +311,9 @@ pub trait StateEngine: Send + Sync + 'static {
     fn compact(&self, replica: ReplicaId, folding: Folding, is_stopped: &dyn Fn() -> bool)
     -> Result<bool, EngineError>;
 
+    /// The base of the replica's checkpoint, if the log ordered it ([`Checkpoint::logged_base`]). Memory only.
+    fn logged_base(&self, replica: ReplicaId) -> Option<(LogIndex, ObjectId)>;
+
     /// Folds so far.
     fn fold_counts(&self) -> FoldCounts;
 

@@ -172,6 +172,10 @@ pub trait StateMachine: Send + 'static {
     /// change the meaning of their commands at the same entry.
     fn version(&self) -> Option<ClusterVersion>;
 
+    /// The version by which it gives entries their meaning now, also if it follows from its state rather than from
+    /// a [`switch_command`]. All replicas have the same one after the same entry.
+    fn meaning(&self) -> ClusterVersion;
+
     /// When upkeep is due, in Unix milliseconds of hybrid time; `None` if there is nothing to do. A while later
     /// the leader proposes an entry without commands, so that work which depends on time is done also in a
     /// shard that no client writes to.

@@ -337,6 +337,10 @@ impl StateEngine for MemoryEngine {
         Ok(true)
     }
 
+    fn logged_base(&self, id: ReplicaId) -> Option<(LogIndex, ObjectId)> {
+        self.replica(id).ok()?.state.read().checkpoint.logged_base()
+    }
+
     fn fold_counts(&self) -> FoldCounts {
         *self.folds.lock()
     }

@@ -109,6 +109,18 @@ impl Checkpoint {
         Self { position, system: None, tables: Tables::default() }
     }
 
+    /// The base, if the shard's log ordered it: the entry that did, and the manifest, which is the same one on
+    /// every replica.
+    #[must_use]
+    pub fn logged_base(&self) -> Option<(LogIndex, ObjectId)> {
+        let Tables::Manifests(tables) = &self.tables else { return None };
+        let mut bases = tables.iter().filter(|table| table.kind == TableKind::Base);
+        match (bases.next(), bases.next()) {
+            (Some(base), None) => base.fold.map(|fold| (fold, base.manifest)),
+            _ => None,
+        }
+    }
+
     /// The objects that the checkpoint names, in a fixed order. It also needs the children of these.
     pub fn objects(&self) -> impl Iterator<Item = ObjectId> + '_ {
         self.system.into_iter().chain(self.tables.objects())

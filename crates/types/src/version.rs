@@ -26,8 +26,10 @@
 //! | 3 | entries that change a shard | [`ClusterVersion::SHARD_ENTRIES`], `consensus/src/shard_change.rs` |
 //! | 3 | checkpoints whose tables have manifests, and their pieces | [`ClusterVersion::CHECKPOINT_TABLES`] |
 //! | 4 | entries that order a fold; bases that say which entry ordered them | [`ClusterVersion::LOGGED_FOLDS`] |
+//! | 4 | the chain in a replica's system state | [`ClusterVersion::CHAINS`], `replication/src/applier/chain.rs` |
 //! | 4 | records that say when others expire, and their totals | [`ClusterVersion::EXPIRY_RECORDS`] |
 //! | 5 | entries and records that refer to objects, and their batches and pieces | [`ClusterVersion::VALUE_REFS`] |
+//! | 4 | the setting `transfer_bytes_per_second` | [`ClusterVersion::TRANSFER_RATE`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
 //! one needs a version. Frames between peers are not under it: their fields are optional, and ignored by
@@ -81,10 +83,14 @@ impl ClusterVersion {
     pub const CHECKPOINT_TABLES: Self = Self(3);
     /// The log of a shard orders the folds of its checkpoints.
     pub const LOGGED_FOLDS: Self = Self(4);
+    /// Replicas have a chain: a digest of what their entries did.
+    pub const CHAINS: Self = Self(4);
     /// A key-value shard has a record for each expiry.
     pub const EXPIRY_RECORDS: Self = Self(4);
     /// Entries and records refer to objects that replicas need beside them.
     pub const VALUE_REFS: Self = Self(5);
+    /// The metadata holds how fast nodes transfer objects.
+    pub const TRANSFER_RATE: Self = Self(4);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -184,8 +190,10 @@ mod tests {
             ClusterVersion::SHARD_ENTRIES,
             ClusterVersion::CHECKPOINT_TABLES,
             ClusterVersion::LOGGED_FOLDS,
+            ClusterVersion::CHAINS,
             ClusterVersion::EXPIRY_RECORDS,
             ClusterVersion::VALUE_REFS,
+            ClusterVersion::TRANSFER_RATE,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

@@ -174,7 +174,7 @@ impl Lifecycle {
 }
 
 /// Whether a replica of the shard does not vote yet, as far as the metadata knows.
-fn is_rebuilding(record: &ShardRecord) -> bool {
+pub(super) fn is_rebuilding(record: &ShardRecord) -> bool {
     let votes = |id: ReplicaId| {
         record.descriptor.replicas.iter().any(|held| held.replica == id && held.role == ReplicaRole::Voter)
     };
@@ -215,7 +215,7 @@ impl Reconciler for Lifecycle {
                     self.replaced.insert(shard, self.last_pass_ms);
                 }
             }
-            Outcome::AuthorityTaken(_) | Outcome::FreshMeta(_) => {}
+            Outcome::AuthorityTaken(_) | Outcome::FreshMeta(_) | Outcome::Fingerprints(_) => {}
         }
     }
 }

@@ -9,8 +9,10 @@
 
 mod announce;
 mod cluster_view;
+mod consistency;
 mod contact;
 mod feed;
+mod fingerprints;
 mod last_look;
 mod leader_changes;
 mod leaders;
@@ -33,8 +35,12 @@ mod upgrade;
 
 pub use announce::AnnounceNode;
 pub use cluster_view::{ClusterView, Members};
+pub use consistency::{
+    COMPARISONS_LISTED_MAX, Comparison, Comparisons, Consistency, Finding, INCONCLUSIVE_MS_MAX, ShardConsistency,
+};
 pub(crate) use contact::{Contact, Report};
 pub use feed::{FeedFollower, FeedStep, decode_snapshot, feed_wait_ms, has_changes_since, serves_feed};
+pub use fingerprints::{Evidence, Point, Said, may_order_to_give_up};
 pub(crate) use leader_changes::LeaderChanges;
 pub use leaders::{Leaders, TRANSFERS_MAX};
 pub use lifecycle::{Lifecycle, Lost};

@@ -7,12 +7,15 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use flotilla_meta::{Addresses, MetaCommand, MetaReply, MetaState};
-use flotilla_replication::{ConfChange, GroupStatus, ReplicaStatus, Replicas, Role};
+use flotilla_replication::{ConfChange, GroupStatus, ReplicaStatus, Replicas, Role, ShardChange};
 use flotilla_types::{
     ClusterVersion, HostPort, Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, ShardId, VersionRange,
 };
 
-use super::Members;
+use super::{
+    Members,
+    fingerprints::{Evidence, Said},
+};
 
 /// Proposals of one pass that may be in flight together.
 pub const PROPOSALS_MAX: usize = 16;
@@ -95,6 +98,31 @@ pub enum Action {
         /// The change.
         change: ConfChange,
     },
+    /// Change a shard that is led here, otherwise. The host may refuse it without an outcome.
+    ChangeShard {
+        /// The shard.
+        shard: ShardId,
+        /// The change.
+        change: ShardChange,
+    },
+    /// Ask what replicas say of their states. Reported back as [`Outcome::Fingerprints`].
+    ReadFingerprints {
+        /// Their shard.
+        shard: ShardId,
+        /// The replicas, and their nodes.
+        of: Vec<(ReplicaId, NodeId)>,
+    },
+    /// Tell a node that a replica of it differs from a majority of its shard. No outcome.
+    GiveUp {
+        /// The node.
+        node: NodeId,
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+        /// By which the node can see that it does.
+        evidence: Evidence,
+    },
     /// Transfer the leadership of a shard that is led here to another node.
     Transfer {
         /// The shard.
@@ -159,6 +187,8 @@ pub enum Outcome {
     AuthorityTaken(NodeId),
     /// The metadata group's state, from its leader.
     FreshMeta(Arc<MetaState>),
+    /// What replicas say of their states: those that answered.
+    Fingerprints(Vec<(ReplicaId, Said)>),
 }
 
 /// Compares the actual state with the desired state, one step at a time.

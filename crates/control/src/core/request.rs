@@ -5,10 +5,10 @@
 
 use bytes::Bytes;
 use flotilla_replication::{Answer, Answered, RequestError};
-use flotilla_types::{NodeId, ShardId, Timestamp};
+use flotilla_types::{NodeId, ReplicaId, ShardId, Timestamp};
 use flotilla_wire::{decode, descriptor_from_wire, descriptor_to_wire, encode, peer};
 
-use super::RequestKind;
+use super::{Evidence, RequestKind};
 
 /// Longest timeout of a request; longer ones are cut to it.
 const TIMEOUT_MS_MAX: u32 = 60_000;
@@ -53,6 +53,25 @@ pub enum PeerRequest {
         /// Whether a pass is to begin.
         start: bool,
     },
+    /// What a replica of the receiver says of its state: a [`super::Said`].
+    Fingerprints {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// A replica of the receiver differs from a majority of its shard: it is to be used no more, if the receiver
+    /// sees by the evidence that it does. The answer is empty.
+    GiveUp {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+        /// What the majority has.
+        evidence: Evidence,
+    },
+    /// Verdicts on the shards that the receiver leads: a [`super::Comparisons`].
+    Comparisons,
     /// A certificate for the sender's client ports. The answer is the certificate in DER, if the receiver
     /// holds the authority and the metadata has these hosts among the sender's addresses.
     CertifyClientPorts {
@@ -115,6 +134,14 @@ impl PeerRequest {
             Self::CertifyNode { csr, valid_s } => Kind::CertifyNode(peer::CertifyNode { csr, valid_s }),
             Self::Operations => Kind::ReadOperations(peer::ReadOperations {}),
             Self::Scrub { start } => Kind::Scrub(peer::Scrub { start }),
+            Self::Fingerprints { shard, replica } => {
+                Kind::ReadFingerprints(peer::ReadFingerprints { shard: shard.0, replica: replica.0 })
+            }
+            Self::GiveUp { shard, replica, evidence } => {
+                let (kind, index, digest) = evidence.to_wire();
+                Kind::GiveUp(peer::GiveUp { shard: shard.0, replica: replica.0, kind, index, digest })
+            }
+            Self::Comparisons => Kind::ReadComparisons(peer::ReadComparisons {}),
             Self::RotateAuthority { timeout_ms } => {
                 Kind::RotateAuthority(peer::RotateAuthority { deadline_ms: timeout_ms })
             }
@@ -154,6 +181,15 @@ impl PeerRequest {
             Kind::CertifyNode(certify) => Self::CertifyNode { csr: certify.csr, valid_s: certify.valid_s },
             Kind::ReadOperations(peer::ReadOperations {}) => Self::Operations,
             Kind::Scrub(peer::Scrub { start }) => Self::Scrub { start },
+            Kind::ReadFingerprints(read) => {
+                Self::Fingerprints { shard: ShardId(read.shard), replica: ReplicaId(read.replica) }
+            }
+            Kind::GiveUp(order) => Self::GiveUp {
+                shard: ShardId(order.shard),
+                replica: ReplicaId(order.replica),
+                evidence: Evidence::from_wire(order.kind, order.index, &order.digest).ok_or(MalformedRequest)?,
+            },
+            Kind::ReadComparisons(peer::ReadComparisons {}) => Self::Comparisons,
             Kind::RotateAuthority(rotate) => {
                 Self::RotateAuthority { timeout_ms: rotate.deadline_ms.min(TIMEOUT_MS_MAX) }
             }

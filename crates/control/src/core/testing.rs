@@ -94,11 +94,16 @@ impl Meta {
 
     /// Puts the second version in force.
     pub(crate) fn raise(&mut self) {
+        self.raise_to(ClusterVersion(2));
+    }
+
+    /// Puts the next version in force, which is this one.
+    pub(crate) fn raise_to(&mut self, version: ClusterVersion) {
         let state = self.state();
         let versions = VersionRange::supported();
         let seen = |node: &NodeRecord| SeenNode { node: node.id, incarnation: node.incarnation, versions };
         let seen = state.nodes().map(seen).collect();
-        self.apply(&MetaCommand::SetClusterVersion { version: ClusterVersion(2), seen });
+        self.apply(&MetaCommand::SetClusterVersion { version, seen });
     }
 
     pub(crate) fn set_state(&mut self, id: u64, state: AdminState) {

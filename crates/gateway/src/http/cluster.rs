@@ -8,10 +8,10 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use flotilla_api::{
-    AuthorityStatus, ClusterStatus, Collection, CollectionList, CreateCollection, DIGEST_SHARDS_MAX, DigestList,
-    InvalidKeyId, InvalidTokenId, KeyId, KeyList, KeyReply, KeyRequest, NodeChange, NodeList, NodeVerb, OperationInfo,
-    OperationList, ProblemType, ScrubReport, Setting, SettingList, SettingRequest, ShardInfo, ShardList, TokenId,
-    TokenList, TokenReply, TokenRequest, UnknownNodeVerb, UpgradeStatus,
+    AuthorityStatus, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection, DIGEST_SHARDS_MAX,
+    DigestList, InvalidKeyId, InvalidTokenId, KeyId, KeyList, KeyReply, KeyRequest, NodeChange, NodeList, NodeVerb,
+    OperationInfo, OperationList, ProblemType, ScrubReport, Setting, SettingList, SettingRequest, ShardInfo, ShardList,
+    TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use serde_json::{Value, json};
@@ -71,6 +71,10 @@ pub(super) async fn start_scrub(State(app): State<App>, request: Request) -> Res
     let report = app.admin.scrub(true, deadline(request.headers())?.into_std()).await?;
     let detail = format!("on {} nodes, {} silent", report.nodes.len(), report.silent.len());
     Ok(audit::with_detail(Json(report), detail))
+}
+
+pub(super) async fn consistency(State(app): State<App>, request: Request) -> Result<Json<ConsistencyReport>, Refusal> {
+    Ok(Json(app.admin.consistency(deadline(request.headers())?.into_std()).await?))
 }
 
 /// Subject to the limit on requests, because it reads every record of this node, or of `?shards=1,2`.

@@ -46,10 +46,11 @@ const RECORD_ROUTES: &[&str] = &["/v1/kv/{*rest}", "/v1/batch"];
 /// Methods that pages of allowed origins may use.
 const CORS_METHODS: &str = "GET, HEAD, PUT, POST, DELETE";
 /// Request headers that they may send, beyond those that CORS always allows.
-const CORS_REQUEST_HEADERS: &str = "authorization, content-type, flotilla-timeout-ms, last-event-id";
+const CORS_REQUEST_HEADERS: &str = "authorization, content-type, flotilla-timeout-ms, last-event-id, if-match, \
+                                    if-none-match, if-range, range";
 /// Response headers that they may read, likewise.
-const CORS_REPLY_HEADERS: &str =
-    "flotilla-version, flotilla-timestamp, flotilla-served-by, flotilla-expires-at-ms, flotilla-token";
+const CORS_REPLY_HEADERS: &str = "flotilla-version, flotilla-timestamp, flotilla-served-by, flotilla-expires-at-ms, flotilla-token, etag, \
+     content-range, accept-ranges";
 
 pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
     let started = Instant::now();

@@ -11,6 +11,7 @@ mod batch;
 mod body;
 mod client;
 mod cluster;
+mod conditional;
 mod config;
 mod events;
 mod exchange;

@@ -1,10 +1,11 @@
-//! `/v1/kv/{collection}/{key}`: reads and writes of one record. Writes carry their conditions in the query.
+//! `/v1/kv/{collection}/{key}`: reads and writes of one record. Writes carry their conditions in the query, or as
+//! entity tags in headers.
 
 use axum::{
     Json,
-    body::Body,
+    body::{Body, HttpBody as _},
     extract::{Request, State},
-    http::{HeaderValue, Method, header as names},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header as names},
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -12,16 +13,21 @@ use bytes::Bytes;
 use flotilla_api::{DeleteReply, ProblemType, PutReply, VALUE_BYTES_MAX, header};
 use flotilla_kv::{Action, Condition, Expiry, Operation, OperationResult, Otherwise};
 use flotilla_types::{ShardId, Timestamp};
+use tokio::time::Instant;
 
 use super::{
     App, body,
     client::ClientConnection,
+    conditional::{EntityTag, Part, ReadConditions, WriteCondition},
     deadline, guard,
     problem::Refusal,
     raw::{Query, Target, invalid},
     routes, scan, unix_ms,
 };
-use crate::{Found, Right, StoreError, Written};
+use crate::{Consistency, Found, Right, StoreError, Written};
+
+/// How often a write with entity tags reads the record, if it changes meanwhile.
+const TAG_READS_MAX: usize = 4;
 
 /// The path before the collection.
 const PREFIX: &str = "/v1/kv/";
@@ -60,17 +66,59 @@ async fn get(
     let mut query = Query::parse(request.uri().query(), &["consistency", "token"])?;
     let consistency = query.consistency()?;
     let deadline = deadline(request.headers())?;
+    let conditions = ReadConditions::of(request.headers())?;
     let client = ClientConnection::of(&request)?;
-    // Room for the value, until its own bytes are counted.
-    let _room = match include {
-        Include::Value => Some(client.expect_answer(deadline).await?),
-        Include::HeadersOnly => None,
-    };
-    let with_value = include == Include::Value;
-    let found = app.store.get(&collection, vec![key], with_value, consistency, deadline.into_std()).await?;
+    // Room for the value, until its own bytes are counted. Its tag needs it also if it is not sent.
+    let _room = client.expect_answer(deadline).await?;
+    let found = app.store.get(&collection, vec![key], true, consistency, deadline.into_std()).await?;
     let found = found.into_iter().next().flatten().ok_or_else(key_not_found)?;
-    client.answered(found.value.len());
-    Ok(response(found, include))
+    let tag = EntityTag::of(&found.value);
+    let part = match (conditions.part_of(tag, found.value_bytes), include) {
+        // A range is for GET (RFC 9110, §14.2).
+        (Part::Bytes(_) | Part::OutOfRange, Include::HeadersOnly) => Part::Whole,
+        (part, _) => part,
+    };
+    let response = response(found, tag, part, include)?;
+    client.answered(response.body().size_hint().lower() as usize);
+    Ok(response)
+}
+
+/// Writes with a condition: one of the query, or one of the headers, for which the record is read first. If it
+/// changes before it is written, the condition is judged anew.
+async fn write_if(
+    app: &App,
+    collection: &str,
+    headers: &HeaderMap,
+    client: &ClientConnection,
+    operation: Operation,
+    deadline: Instant,
+) -> Result<Written, Refusal> {
+    let Some(tags) = WriteCondition::of(headers)? else {
+        return Ok(app.store.write(collection, Vec::new(), vec![operation], deadline.into_std()).await?);
+    };
+    if operation.condition.is_some() {
+        return Err(invalid("`if_version` and `if_absent` exclude `If-Match` and `If-None-Match`"));
+    }
+    let mut reads = 0;
+    loop {
+        let room = client.expect_answer(deadline).await?;
+        let keys = vec![operation.key.clone()];
+        let found = app.store.get(collection, keys, true, Consistency::Strong, deadline.into_std()).await?;
+        let found = found.into_iter().next().flatten();
+        let (version, tag) =
+            (found.as_ref().map(|found| found.version), found.map(|found| EntityTag::of(&found.value)));
+        drop(room);
+        reads += 1;
+        if !tags.holds(tag) {
+            return Err(StoreError::ConditionFailed { operation: 0, found: version }.into());
+        }
+        let condition = Some(version.map_or(Condition::Absent, Condition::Version));
+        let operation = Operation { condition, ..operation.clone() };
+        match app.store.write(collection, Vec::new(), vec![operation], deadline.into_std()).await {
+            Err(StoreError::ConditionFailed { .. }) if reads < TAG_READS_MAX => {}
+            written => return Ok(written?),
+        }
+    }
 }
 
 async fn put(app: App, collection: String, key: Bytes, request: Request) -> Result<Response, Refusal> {
@@ -78,14 +126,17 @@ async fn put(app: App, collection: String, key: Bytes, request: Request) -> Resu
     let condition = condition(query.number("if_version")?, query.flag("if_absent")?.unwrap_or(false))?;
     let expiry = query.number("ttl_ms")?.map_or(Ok(Expiry::Never), expires_in)?;
     let deadline = deadline(request.headers())?;
+    let (headers, client) = (request.headers().clone(), ClientConnection::of(&request)?);
     let body = body::read(&app, request, VALUE_BYTES_MAX, ProblemType::ValueTooLarge, deadline).await?;
     let action = Action::Put { value: body.bytes.clone(), expiry, return_old: false };
     let operation = Operation { key, condition, otherwise: Otherwise::Refuse, action };
-    let written = app.store.write(&collection, Vec::new(), vec![operation], deadline.into_std()).await?;
+    let written = write_if(&app, &collection, &headers, &client, operation, deadline).await?;
     let Written { timestamp, results, shard } = written;
     match results.first() {
         Some(&OperationResult::Written { version, .. }) => {
-            Ok(Json(PutReply { version, timestamp, token: token(timestamp) }).into_response())
+            let mut response = Json(PutReply { version, timestamp, token: token(timestamp) }).into_response();
+            EntityTag::of(&body.bytes).put(response.headers_mut());
+            Ok(response)
         }
         _ => Err(unexpected_result(shard)),
     }
@@ -94,11 +145,12 @@ async fn put(app: App, collection: String, key: Bytes, request: Request) -> Resu
 async fn delete(app: App, collection: String, key: Bytes, request: Request) -> Result<Response, Refusal> {
     let mut query = Query::parse(request.uri().query(), &["if_version"])?;
     let condition = condition(query.number("if_version")?, false)?;
-    let deadline = deadline(request.headers())?.into_std();
+    let deadline = deadline(request.headers())?;
+    let client = ClientConnection::of(&request)?;
     let action = Action::Delete { return_old: false };
     let operation = Operation { key, condition, otherwise: Otherwise::Refuse, action };
     let Written { timestamp, results, shard } =
-        app.store.write(&collection, Vec::new(), vec![operation], deadline).await?;
+        write_if(&app, &collection, request.headers(), &client, operation, deadline).await?;
     match results.first() {
         Some(&OperationResult::Deleted { version, .. }) => {
             Ok(Json(DeleteReply { version, timestamp, token: token(timestamp) }).into_response())
@@ -146,15 +198,37 @@ fn key_not_found() -> Refusal {
     Refusal::new(ProblemType::KeyNotFound, "there is no record under this key")
 }
 
-fn response(found: Found, include: Include) -> Response {
-    let body = if include == Include::Value { Body::from(found.value) } else { Body::empty() };
-    let mut response = Response::new(body);
+/// The answer to a read of a record.
+fn response(found: Found, tag: EntityTag, part: Part, include: Include) -> Result<Response, Refusal> {
+    let (status, bytes) = match part {
+        Part::Whole => (StatusCode::OK, 0..found.value_bytes),
+        Part::Bytes(bytes) => (StatusCode::PARTIAL_CONTENT, bytes),
+        Part::NotModified => (StatusCode::NOT_MODIFIED, 0..0),
+        Part::Changed => return Err(StoreError::ConditionFailed { operation: 0, found: Some(found.version) }.into()),
+        Part::OutOfRange => return Ok(out_of_range(found.value_bytes)),
+    };
+    let has_body = include == Include::Value && !bytes.is_empty();
+    // Values fit in memory.
+    let value = has_body.then(|| found.value.slice(bytes.start as usize..bytes.end as usize));
+    let mut response = Response::new(value.map_or_else(Body::empty, Body::from));
+    *response.status_mut() = status;
     let headers = response.headers_mut();
+    tag.put(headers);
+    headers.insert(names::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if status != StatusCode::NOT_MODIFIED {
+        headers.insert(names::CONTENT_LENGTH, HeaderValue::from(bytes.end - bytes.start));
+    }
+    if status == StatusCode::PARTIAL_CONTENT {
+        let range = format!("bytes {}-{}/{}", bytes.start, bytes.end - 1, found.value_bytes);
+        if let Ok(range) = HeaderValue::from_str(&range) {
+            headers.insert(names::CONTENT_RANGE, range);
+        }
+    }
     // A value is arbitrary data: a browser must not run it under this origin.
     headers.insert(names::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(names::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(names::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(names::CONTENT_LENGTH, HeaderValue::from(found.value_bytes));
+    // A cache of the client may keep it, and must ask each time whether it is current.
+    headers.insert(names::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.insert(header::VERSION, HeaderValue::from(found.version.0));
     headers.insert(header::TIMESTAMP, HeaderValue::from(found.version.0));
     headers.insert(header::SERVED_BY, HeaderValue::from(found.served_by.0));
@@ -163,6 +237,15 @@ fn response(found: Found, include: Include) -> Response {
     }
     if let Some(expires_at_ms) = found.expires_at_ms {
         headers.insert(header::EXPIRES_AT_MS, HeaderValue::from(expires_at_ms));
+    }
+    Ok(response)
+}
+
+fn out_of_range(value_bytes: u64) -> Response {
+    let detail = format!("the value has {value_bytes} bytes, and none of them is in the range");
+    let mut response = Refusal::new(ProblemType::RangeNotSatisfiable, detail).into_response();
+    if let Ok(range) = HeaderValue::from_str(&format!("bytes */{value_bytes}")) {
+        response.headers_mut().insert(names::CONTENT_RANGE, range);
     }
     response
 }
@@ -187,21 +270,55 @@ mod tests {
         assert!(matches!(expires_in(1_000), Ok(Expiry::At(at)) if at > 1_000));
     }
 
-    #[test]
-    fn a_head_response_has_the_length_without_the_value() {
-        let found = Found {
+    fn found() -> Found {
+        Found {
             key: Bytes::from_static(b"k"),
-            value: Bytes::new(),
+            value: Bytes::from_static(b"0123456789"),
             version: Timestamp(9),
             expires_at_ms: None,
-            value_bytes: 77,
+            value_bytes: 10,
             served_by: NodeId(3),
             shard: ShardId(1),
-        };
-        let response = response(found, Include::HeadersOnly);
-        assert_eq!(response.headers()[names::CONTENT_LENGTH], "77");
+        }
+    }
+
+    fn answer(part: Part, include: Include) -> Response {
+        response(found(), EntityTag::of(b"0123456789"), part, include).expect("an answer")
+    }
+
+    #[test]
+    fn a_head_response_has_the_length_without_the_value() {
+        let response = answer(Part::Whole, Include::HeadersOnly);
+        assert_eq!(response.headers()[names::CONTENT_LENGTH], "10");
         assert_eq!(response.headers()[header::VERSION], "9");
         assert_eq!(response.headers()[header::SERVED_BY], "3");
         assert_eq!(response.headers()[header::TOKEN], "AQAAAAAAAAAJ");
+        assert!(response.headers().contains_key(names::ETAG) && response.body().is_end_stream());
+    }
+
+    #[test]
+    fn a_part_says_which_bytes_it_is() {
+        let response = answer(Part::Bytes(2..5), Include::Value);
+        assert_eq!(response.status(), StatusCode::PARTIAL_CONTENT);
+        assert_eq!(response.headers()[names::CONTENT_RANGE], "bytes 2-4/10");
+        assert_eq!(response.headers()[names::CONTENT_LENGTH], "3");
+        assert_eq!(response.body().size_hint().exact(), Some(3));
+    }
+
+    #[test]
+    fn what_the_client_has_is_not_sent_again() {
+        let response = answer(Part::NotModified, Include::Value);
+        assert_eq!(response.status(), StatusCode::NOT_MODIFIED);
+        assert!(response.headers().contains_key(names::ETAG) && response.body().is_end_stream());
+        assert!(!response.headers().contains_key(names::CONTENT_LENGTH));
+    }
+
+    #[test]
+    fn a_changed_value_and_a_range_outside_of_it_are_refused() {
+        let changed = response(found(), EntityTag::of(b"0123456789"), Part::Changed, Include::Value);
+        assert_eq!(changed.err().map(|refusal| refusal.kind()), Some(ProblemType::ConditionFailed));
+        let outside = answer(Part::OutOfRange, Include::Value);
+        assert_eq!(outside.status(), StatusCode::RANGE_NOT_SATISFIABLE);
+        assert_eq!(outside.headers()[names::CONTENT_RANGE], "bytes */10");
     }
 }

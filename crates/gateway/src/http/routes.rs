@@ -103,6 +103,12 @@ fn table() -> Vec<Route> {
             Rights::OPERATE,
             get(cluster::scrub).post(cluster::start_scrub),
         ),
+        route(
+            "/v1/cluster/consistency",
+            &[("/v1/cluster/consistency", &["get"])],
+            Rights::INSPECT,
+            get(cluster::consistency),
+        ),
         route("/v1/cluster/digests", &[("/v1/cluster/digests", &["get"])], Rights::INSPECT, get(cluster::digests)),
         route("/v1/cluster/events", &[("/v1/cluster/events", &["get"])], Rights::INSPECT, get(events::events)),
         route(

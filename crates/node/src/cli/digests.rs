@@ -1,9 +1,14 @@
-//! `digests`: whether the replicas of each shard hold the same records, with a verdict. Every endpoint is
-//! asked for its own replicas, because a node knows only the digests of its own.
+//! `digests`: whether the replicas of each shard are equal, with a verdict.
+//!
+//! The leaders of the shards compare their replicas all the time; any node joins what they say. With `--records`
+//! all records are read and compared now. Every endpoint is then asked for its own replicas, because a node knows
+//! only the digests of its own.
 //!
 //! Replicas are compared at the same applied entry. While some were read at different ones, the shards
 //! without a verdict are read again, for a bounded time. What could not be compared by then is
 //! `inconclusive`, which is not a pass.
+
+mod consistency;
 
 use std::time::{Duration, Instant};
 
@@ -27,12 +32,30 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// How long to read again while replicas were read at different entries
+    /// Read and compare all records now, on the nodes in --addr, and do not only ask what the leaders of the
+    /// shards have found
+    #[arg(long)]
+    records: bool,
+    /// With --records: how long to read again while replicas were read at different entries
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10s")]
     wait: Duration,
 }
 
-pub(super) async fn run(arguments: &Arguments, options: &super::ClientOptions, output: Output) -> Result<(), Failure> {
+pub(super) async fn run(
+    arguments: &Arguments,
+    client: &Client,
+    options: &super::ClientOptions,
+    output: Output,
+) -> Result<(), Failure> {
+    if arguments.records {
+        return compare_records(arguments, options, output).await;
+    }
+    let report = client.consistency().await?;
+    output.show(&report, consistency::text)?;
+    consistency::conclude(&report)
+}
+
+async fn compare_records(arguments: &Arguments, options: &super::ClientOptions, output: Output) -> Result<(), Failure> {
     let mut nodes = Vec::new();
     for endpoint in &options.addr {
         let options = options.for_endpoints(vec![endpoint.clone()])?;
@@ -55,7 +78,7 @@ pub(super) async fn run(arguments: &Arguments, options: &super::ClientOptions, o
     }
     let report = comparison.report();
     output.show(&report, text)?;
-    conclude(&report)
+    conclude_records(&report)
 }
 
 /// Asks all nodes at once, so that replicas are read at nearly the same time.
@@ -78,13 +101,18 @@ async fn answer(client: &Client, shards: Option<&[ShardId]>) -> Result<(ClusterS
     Ok((status, digests))
 }
 
-fn conclude(report: &DigestReport) -> Result<(), Failure> {
+fn conclude_records(report: &DigestReport) -> Result<(), Failure> {
     let because = report.reasons.first().map_or("", String::as_str);
-    match report.verdict {
+    let hint = "List every node in --addr; while clients write, use a longer --wait or try again later.";
+    conclude(report.verdict, because, hint)
+}
+
+/// The outcome of the verb. `hint` is for a verdict that is none.
+fn conclude(verdict: Verdict, because: &str, hint: &'static str) -> Result<(), Failure> {
+    match verdict {
         Verdict::Equal => Ok(()),
         Verdict::Different => Err(Failure::failed(format!("replicas are different: {because}"))),
-        Verdict::Inconclusive => Err(Failure::unavailable(format!("inconclusive: {because}"))
-            .hint("List every node in --addr; while clients write, use a longer --wait or try again later.")),
+        Verdict::Inconclusive => Err(Failure::unavailable(format!("inconclusive: {because}")).hint(hint)),
     }
 }
 
@@ -164,11 +192,15 @@ mod tests {
 
     #[test]
     fn only_equal_is_a_pass_and_each_verdict_has_its_exit_code() {
-        assert_eq!(conclude(&report(Verdict::Equal)), Ok(()));
-        let code = |verdict| conclude(&report(verdict)).map_err(|failure| failure.code());
+        assert_eq!(conclude_records(&report(Verdict::Equal)), Ok(()));
+        let code = |verdict| conclude_records(&report(verdict)).map_err(|failure| failure.code());
         assert_eq!(code(Verdict::Different), Err(1));
         assert_eq!(code(Verdict::Inconclusive), Err(4));
-        assert_eq!(conclude(&DigestReport::default()).map_err(|failure| failure.code()), Err(4), "nothing was read");
+        assert_eq!(
+            conclude_records(&DigestReport::default()).map_err(|failure| failure.code()),
+            Err(4),
+            "nothing was read"
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod collections;
 mod confirm;
 mod digests;
 mod events;
+mod evidence;
 mod failure;
 mod keys;
 mod kv;
@@ -99,8 +100,8 @@ pub(crate) enum ClientCommand {
     Nodes,
     /// List the shards with their leaders and replicas
     Shards,
-    /// Compare the replicas by digests of their records; list every node in --addr. Exit code 0: equal;
-    /// 1: two differ; 4: inconclusive
+    /// Whether the replicas of each shard are equal, by comparisons that their leaders make all the time. Exit
+    /// code 0: equal; 1: two differ; 4: inconclusive
     Digests(digests::Arguments),
     /// Read and write records
     #[command(subcommand)]
@@ -133,6 +134,8 @@ pub(crate) enum ClientCommand {
     Authority(authority::AuthorityCommand),
     /// Show recent events of the cluster as one node saw them
     Events(events::Arguments),
+    /// Show and remove the records of replicas that a node of this machine gave up because they differ from others
+    Evidence(evidence::Arguments),
     /// Show who changed the cluster through one node, and which tries were refused
     Audit(events::Arguments),
     /// Print a completion script for a shell
@@ -191,7 +194,8 @@ async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(),
         ClientCommand::Status => cluster::status(&client, output).await,
         ClientCommand::Nodes => cluster::nodes(&client, output).await,
         ClientCommand::Shards => cluster::shards(&client, output).await,
-        ClientCommand::Digests(arguments) => digests::run(&arguments, options, output).await,
+        ClientCommand::Digests(arguments) => digests::run(&arguments, &client, options, output).await,
+        ClientCommand::Evidence(arguments) => evidence::run(&arguments, output),
         ClientCommand::Kv(command) => kv::run(command, &client, output).await,
         ClientCommand::Collection(command) => collections::run(command, &client, output).await,
         ClientCommand::Token(command) => tokens::run(command, &client, output).await,

@@ -11,9 +11,9 @@ use std::{
 };
 
 use flotilla_api::{
-    AuthorityStatus, Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply,
-    KeyRequest, NodeChange, NodeVerb, OperationList, RecordsDigest, ReplicaDigest, ScrubReport, Setting as ApiSetting,
-    Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    AuthorityStatus, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection, DigestList, Event, KeyId,
+    KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationList, RecordsDigest, ReplicaDigest, ScrubReport,
+    Setting as ApiSetting, Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, StoreError};
@@ -30,6 +30,7 @@ use super::{
     audit::Audit,
     authority::{self, AuthorityDesk, IdentityWatch, RotateError},
     config::{BUCKETS_DEFAULT, REPLICAS_DEFAULT, SHARDS_DEFAULT},
+    consistency,
     events::Events,
     health, metrics,
     node_change::{self, Facts},
@@ -420,6 +421,14 @@ impl Admin for NodeAdmin {
         Box::pin(async move {
             let remaining = deadline.saturating_duration_since(Instant::now());
             Ok(scrub::report(self.shards.scrubs(start, remaining.min(REPORT_TIMEOUT)).await))
+        })
+    }
+
+    fn consistency(&self, deadline: Instant) -> AdminFuture<'_, ConsistencyReport> {
+        Box::pin(async move {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let reports = self.shards.comparisons(remaining.min(REPORT_TIMEOUT)).await;
+            Ok(consistency::report(reports, self.topology.meta().shards().map(|shard| shard.id)))
         })
     }
 

@@ -213,7 +213,8 @@ pub(crate) struct Settings {
     #[arg(long, env = "FLOTILLA_SCRUB_PAUSE", value_name = "DURATION")]
     scrub_pause: Option<String>,
     /// Bytes that replicas on this node receive per second from others while they are moved or replaced, and as
-    /// many that it sends to others; at least 262144, or 0 for no bound [default: 0]
+    /// many that it sends to others; at least 262144. With 0 the cluster's setting of this name holds, which can be
+    /// changed while nodes run [default: 0]
     #[arg(long, env = "FLOTILLA_TRANSFER_BYTES_PER_SECOND", value_name = "BYTES")]
     transfer_bytes_per_second: Option<u64>,
     /// Serve clients only over TLS and with keys (`flotilla key create`) [default: true if --http or --redis

@@ -87,10 +87,22 @@ fn describe(event: Event) -> (&'static str, BTreeMap<String, String>) {
         Event::Repaired { shard, replica } => {
             ("replica_repaired", detail(&[("shard", shard.to_string()), ("replica", replica.to_string())]))
         }
+        Event::Different { shard, odd, reason } => {
+            let mut pairs = vec![("shard", shard.to_string()), ("reason", reason)];
+            if let Some((replica, node)) = odd {
+                pairs.extend([("replica", replica.to_string()), ("node", node.to_string())]);
+            }
+            ("replicas_differ", detail(&pairs))
+        }
+        Event::NotCompared { shard, reason } => {
+            ("replicas_not_compared", detail(&[("shard", shard.to_string()), ("reason", reason)]))
+        }
+        Event::EqualAgain { shard } => ("replicas_equal", detail(&[("shard", shard.to_string())])),
         Event::Lost { replicas, reason } => {
             let kind = match reason {
                 LostReason::RolledBack => "log_went_backwards",
                 LostReason::Broken => "replica_failed",
+                LostReason::Diverged => "replica_quarantined",
             };
             let names: Vec<_> = replicas.iter().map(|(shard, replica)| format!("{shard}/{replica}")).collect();
             (kind, detail(&[("replicas", names.join(" "))]))

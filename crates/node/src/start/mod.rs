@@ -7,6 +7,7 @@ mod ballast;
 mod certificate;
 mod client_tls;
 mod config;
+mod consistency;
 mod departure;
 mod descriptors;
 mod ending;
@@ -30,6 +31,7 @@ mod testing;
 
 use std::{
     net::SocketAddr,
+    num::NonZero,
     path::PathBuf,
     process::ExitCode,
     sync::{
@@ -44,7 +46,7 @@ use flotilla_control::{Control, ControlParts, LocalNode, MembershipConfig, RpcSe
 use flotilla_failpoints::{Place, reached};
 use flotilla_gateway::{ClientBudget, GatewayStart, HttpConfig, Security, Store};
 use flotilla_identity::NodeIdentity;
-use flotilla_meta::MetaState;
+use flotilla_meta::{MetaState, Setting};
 use flotilla_raft_log::EngineLog;
 use flotilla_replication::{Handle, Host, HostParts, clock};
 use flotilla_state::Engine;
@@ -57,6 +59,8 @@ use tokio::{
     sync::watch,
 };
 use tracing_subscriber::{Layer as _, fmt, layer::SubscriberExt as _, registry, util::SubscriberInitExt as _};
+
+use crate::evidence;
 
 use admin::NodeAdmin;
 use audit::Audit;
@@ -243,6 +247,7 @@ async fn serve(
         seed: rand::random(),
         seeds: seeds.iter().map(|(node, _)| *node).collect(),
         authority: authority_reader(custody.clone()),
+        keep_evidence: evidence::keeper(&config.data_dir),
         events: publish,
         save_meta: metadata_writer(folder.clone()),
     })?;
@@ -319,6 +324,9 @@ async fn serve(
         client_ports: certified_ports,
     };
     tokio::spawn(keeper.run());
+    if config.host.transfer_bytes_per_second.is_none() {
+        tokio::spawn(follow_transfer_rate(topology.clone(), host.handle()));
+    }
     let (stop, stopped) = watch::channel(false);
     let gateways = serve_clients(&config, ports.http, ports.redis, store, Arc::new(admin), security, &stopped)?;
 
@@ -382,6 +390,23 @@ async fn stop_at_unsupported_version(topology: Arc<Topology>) {
             tracing::error!("{error:#}");
             eprintln!("flotilla: fatal error: {error:#}");
             std::process::exit(EXIT_FATAL);
+        }
+    }
+}
+
+/// Transfers at the cluster's rate: of a node that was started without one of its own.
+async fn follow_transfer_rate(topology: Arc<Topology>, host: Handle) {
+    let mut metadata = topology.watch();
+    let mut rate = None;
+    loop {
+        let setting = NonZero::new(metadata.borrow_and_update().setting(Setting::TransferBytesPerSecond));
+        if setting != rate {
+            host.set_transfer_rate(setting);
+            rate = setting;
+        }
+        // The sender lives as long as the topology.
+        if metadata.changed().await.is_err() {
+            return;
         }
     }
 }

@@ -15,6 +15,7 @@ use flotilla_transport::{Breaker, PeerStatus, Transport};
 use flotilla_types::{ClusterId, NodeId, ReplicaRole, ShardId, VersionRange};
 
 use super::{
+    consistency,
     health::{self, Totals},
     scrub,
     shard_view::ShardView,
@@ -53,6 +54,7 @@ impl Sources<'_> {
         let quorum = metadata.map_or(metadata_leader.is_some(), |shard| shard.available);
         let mut problems = health::problems(quorum, &nodes, &shards);
         problems.extend(scrub::problems(here.iter()));
+        problems.extend(consistency::problems(&self.topology.comparisons(), flotilla_replication::clock::wall_ms()));
         let totals = Totals::of(&shards);
         ClusterStatus {
             cluster_id: self.cluster,

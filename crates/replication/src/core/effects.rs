@@ -239,6 +239,8 @@ pub enum LostReason {
     RolledBack,
     /// The replica's log, records or state machine failed.
     Broken,
+    /// The replica's state differs from that of a majority of its shard.
+    Diverged,
 }
 
 /// The effects that the shell must perform, in the order of the fields; each list in its own order.

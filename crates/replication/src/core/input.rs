@@ -323,6 +323,11 @@ pub enum Input<T> {
         /// The replica.
         replica: ReplicaId,
     },
+    /// A replica's state differs from that of a majority of its shard.
+    Diverged {
+        /// The replica.
+        replica: ReplicaId,
+    },
     /// Create a replica, by an operation of the metadata group.
     Create {
         /// The replica.

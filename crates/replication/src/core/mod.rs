@@ -218,6 +218,7 @@ impl<T> Core<T> {
                 self.on_compacted(replica, false, effects);
                 self.abandon(replica, LostReason::Broken, effects);
             }
+            Input::Diverged { replica } => self.on_diverged(replica, effects),
             Input::Create { replica, descriptor, founding } => self.create(replica, descriptor, founding, effects),
             Input::Destroy { replica } => self.destroy(replica, effects),
             Input::TrustFolder => self.trust_folder(effects),
@@ -444,6 +445,20 @@ impl<T> Core<T> {
             self.unverified -= usize::from(std::mem::take(&mut replica.unverified));
             effects.notices.push(Notice::Lost { replicas: vec![(replica.shard, id)], reason });
         }
+    }
+
+    /// Whoever says so has compared it with others; that these are enough without it is looked at again here.
+    fn on_diverged(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        let Some(group) = self.raft.group(id) else { return };
+        let conf = group.conf();
+        let is_needed = conf.voters.contains(&id) && (conf.voters.len() < 3 || !conf.voters_outgoing.is_empty());
+        if is_needed {
+            tracing::warn!(replica = %id, "a replica that differs from others stays: its shard may need its vote");
+            return;
+        }
+        tracing::error!(replica = %id, "a replica's state differs from that of a majority of its shard");
+        self.on_compacted(id, false, effects);
+        self.abandon(id, LostReason::Diverged, effects);
     }
 
     fn stop_using(&mut self, id: ReplicaId, effects: &mut Effects<T>) {

@@ -156,6 +156,7 @@ impl<T> Core<T> {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         let Some(last) = committed.entries.last() else { return };
         replica.delivered = last.index;
+        Self::end_overtaken(id, replica, effects);
         replica.unapplied_bytes += committed.entries.iter().map(flotilla_types::Entry::size_bytes).sum::<usize>();
         let step = self.config.log_tail_bytes_max() / TAIL_STEPS;
         for entry in &committed.entries {

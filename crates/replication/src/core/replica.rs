@@ -162,8 +162,8 @@ pub(super) struct Replica<T> {
     pub(super) log_refs: LogRefs,
     /// A snapshot was accepted and is not loaded yet.
     pub(super) installing: bool,
-    /// Objects may be held for it that were fetched for a snapshot.
-    pub(super) receives: bool,
+    /// Objects may be held for it that were fetched for snapshots: the last one's index.
+    pub(super) receives: Option<LogIndex>,
     /// The snapshots that its followers were offered, if it leads.
     pub(super) offers: BTreeMap<ReplicaId, Offer>,
 }
@@ -217,7 +217,7 @@ impl<T> Replica<T> {
             parked_kept_ms: None,
             log_refs: LogRefs::default(),
             installing: false,
-            receives: false,
+            receives: None,
             offers: BTreeMap::new(),
         }
     }

@@ -43,7 +43,7 @@ impl<T> Core<T> {
             return;
         }
         let checkpoint = snapshot.checkpoint.clone();
-        replica.receives = true;
+        replica.receives = Some(position.index);
         replica.pending_snapshot = Some(PendingSnapshot { message, complete: false });
         effects.background.push(Background::Pull { replica: id, from, checkpoint });
     }
@@ -68,6 +68,15 @@ impl<T> Core<T> {
             self.step_pending_snapshot(id, effects);
         } else {
             *pending = None;
+            Self::end_overtaken(id, replica, effects);
+        }
+    }
+
+    /// A replica that has by the log what the last snapshot would have brought needs nothing of it.
+    pub(super) fn end_overtaken(id: ReplicaId, replica: &mut Replica<T>, effects: &mut Effects<T>) {
+        let is_overtaken = replica.receives.is_some_and(|index| index <= replica.delivered);
+        if is_overtaken && replica.pending_snapshot.is_none() && !replica.installing {
+            Self::end_receiving(id, replica, effects);
         }
     }
 
@@ -91,7 +100,7 @@ impl<T> Core<T> {
     /// Lets go of what was fetched for snapshots that will not be installed.
     pub(super) fn end_receiving(id: ReplicaId, replica: &mut Replica<T>, effects: &mut Effects<T>) {
         replica.pending_snapshot = None;
-        if std::mem::take(&mut replica.receives) {
+        if replica.receives.take().is_some() {
             effects.holds.push(Hold::end(Holder::Receiver(id)));
         }
     }
@@ -100,7 +109,7 @@ impl<T> Core<T> {
     /// what was fetched.
     pub(super) fn on_snapshot_persisted(&mut self, id: ReplicaId, checkpoint: Checkpoint, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
-        replica.receives = false;
+        replica.receives = None;
         replica.compacted = false;
         replica.checkpoint = checkpoint.position.index;
         self.schedule.changed.insert(id);

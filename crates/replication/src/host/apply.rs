@@ -13,7 +13,7 @@ use super::{
     inline::{Progress, Worker},
     pool::Pool,
 };
-use crate::{Applied, Applier, ApplyTask, Contents, Load, Loaded, Returned, clock, work};
+use crate::{Applied, Applier, ApplyTask, Contents, Fingerprints, Load, Loaded, Returned, clock, work};
 
 pub(super) enum Job {
     Task(ApplyTask<Reply>),
@@ -23,6 +23,8 @@ pub(super) enum Job {
     ExpirePins,
     /// Report a replica's contents.
     Contents(ReplicaId, oneshot::Sender<Contents>),
+    /// Report what a replica says of its state.
+    Fingerprints(ReplicaId, oneshot::Sender<Option<Fingerprints>>),
 }
 
 /// Bytes of entries that may be applied inline; larger ones may touch many keys. Queries are never run inline:
@@ -69,6 +71,9 @@ impl Worker for Apply {
                 Job::ExpirePins => self.applier.expire_pins(clock::wall_ms()),
                 Job::Contents(replica, reply) => {
                     let _ = reply.send(self.applier.contents(replica));
+                }
+                Job::Fingerprints(replica, reply) => {
+                    let _ = reply.send(self.applier.fingerprints(replica));
                 }
             }
             if let Some(error) = applied.fatal {

@@ -56,15 +56,21 @@ pub(super) async fn of(
     replica: ReplicaId,
     range: KeyRange,
 ) -> Result<Digest, DigestError> {
+    let ReplicaContents { applied, system, records } = contents(apply, replica).await?;
+    let read = tokio::task::spawn_blocking(move || hash(&system, &*records, &range));
+    let (hash, records) = read.await.map_err(|_| DigestError::NotServing)??;
+    Ok(Digest { applied, hash, records })
+}
+
+/// The contents of a replica after one entry.
+pub(super) async fn contents(
+    apply: &InlineExecutor<Apply>,
+    replica: ReplicaId,
+) -> Result<ReplicaContents, DigestError> {
     for _ in 0..ATTEMPTS_MAX {
         match contents_of(apply, replica).await {
             Err(DigestError::Moving) => tokio::time::sleep(PAUSE).await,
-            contents => {
-                let ReplicaContents { applied, system, records } = contents?;
-                let read = tokio::task::spawn_blocking(move || hash(&system, &*records, &range));
-                let (hash, records) = read.await.map_err(|_| DigestError::NotServing)??;
-                return Ok(Digest { applied, hash, records });
-            }
+            contents => return contents,
         }
     }
     Err(DigestError::Moving)

@@ -15,7 +15,7 @@ use tokio::{
 use super::pull::{Failure, Puller, Watch};
 use crate::{
     Gather, Input, clock,
-    work::{Pull, PullOrder},
+    work::{Pull, PullBounds, PullOrder},
 };
 
 /// Gatherings at a time. Further ones wait.
@@ -108,7 +108,7 @@ impl Puller {
                 () = tokio::time::sleep(pause) => {}
             }
         };
-        let (engine, bounds) = (self.engine.clone(), self.bounds);
+        let (engine, bounds) = (self.engine.clone(), PullBounds::of_rate(self.pace.bytes_per_second()));
         let pull = spawn_blocking(move || Pull::start(&*engine, order, bounds)).await??;
         self.drive(pull, watch).await
     }

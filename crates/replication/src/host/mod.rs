@@ -18,6 +18,7 @@ mod digest;
 mod frames;
 mod gather;
 mod inline;
+mod pace;
 mod pool;
 mod pull;
 mod raft;
@@ -26,6 +27,7 @@ mod wal;
 
 use std::{
     io,
+    num::NonZero,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -36,20 +38,22 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_consensus::ConfChange;
+use flotilla_consensus::{ConfChange, ShardChange};
 use flotilla_failpoints::{Place, reached};
 use flotilla_storage::{EngineError, ListRefs, Log, LogError, Remedy, StateEngine, remedy};
 use flotilla_types::{ClusterVersion, Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId, Timestamp};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::sync::oneshot;
 
 pub use digest::{Digest, DigestError};
 use inline::InlineExecutor;
+use pace::Pace;
 pub use pull::IncomingSnapshot;
 
 use crate::{
-    Answer, Applier, CommandRefs, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, Replicas,
-    Request, RequestError, clock,
+    Answer, Applier, CommandRefs, Core, Effects, Fingerprints, Freshness, HostConfig, Input, MachineFactory, Notice,
+    ReplicaContents, Replicas, Request, RequestError, clock,
+    config::TRANSFER_RATE_MIN,
     work::{self, ScrubStatus},
 };
 
@@ -140,8 +144,9 @@ pub struct Handle {
     apply: Arc<InlineExecutor<apply::Apply>>,
     transferable_leaderships: Arc<AtomicUsize>,
     pulls: pull::Tasks,
-    /// What the node may send of objects.
-    sending: Arc<Mutex<work::Budget>>,
+    /// How fast the node receives and sends objects.
+    receiving: Pace,
+    sending: Pace,
     scrub: scrub::Orders,
     scrub_status: scrub::Published,
     fatal: Arc<dyn Fn(&str) + Send + Sync>,
@@ -177,7 +182,8 @@ impl Host {
             scrub::Scrub::new(parts.config.scrub, parts.seed, scrub_orders, &parts.engine, &inbox, &parts.fatal);
         let scrub_status = scrubber.published();
         let sender = frames::Sender::new(network.clone(), inbox.clone());
-        let bytes_per_second = parts.config.transfer_bytes_per_second;
+        let rate = parts.config.transfer_bytes_per_second;
+        let (receiving, sending) = (Pace::new(rate), Pace::new(rate));
         let puller = pull::Puller::new(pull::PullerParts {
             node: parts.node,
             runtime,
@@ -185,7 +191,7 @@ impl Host {
             engine: parts.engine.clone(),
             inbox: inbox.clone(),
             lists: parts.lists,
-            bytes_per_second,
+            pace: receiving.clone(),
             fatal: parts.fatal.clone(),
         });
         let pulls = puller.tasks();
@@ -267,7 +273,8 @@ impl Host {
             apply: apply.clone(),
             transferable_leaderships,
             pulls,
-            sending: Arc::new(Mutex::new(work::Budget::new(bytes_per_second))),
+            receiving,
+            sending,
             scrub: scrub.clone(),
             scrub_status,
             fatal: parts.fatal,
@@ -449,7 +456,7 @@ impl Handle {
 
     /// Answers a peer's request for objects: once the node may send them, or soon with the answer to ask later.
     pub async fn objects(&self, from: NodeId, request: Bytes) -> Bytes {
-        let backlog_ms = self.sending.lock().backlog_us(clock::monotonic_ms() * 1_000) / 1_000;
+        let backlog_ms = self.sending.backlog_ms();
         let later = if backlog_ms > SEND_WAIT_MS_MAX { work::serve_later(request.clone(), backlog_ms) } else { None };
         let served = match later {
             Some(later) => later,
@@ -470,11 +477,41 @@ impl Handle {
         self.end_if_disk_failed(served.failure.as_ref());
         metrics::counter!("flotilla_objects_served_total").increment(served.objects as u64);
         metrics::counter!("flotilla_objects_served_bytes_total").increment(served.bytes as u64);
-        let wait_us = self.sending.lock().reserve(clock::monotonic_ms() * 1_000, served.bytes as u64);
-        if wait_us > 0 {
-            tokio::time::sleep(Duration::from_micros(wait_us)).await;
-        }
+        self.sending.take(served.bytes as u64).await;
         served.response
+    }
+
+    /// Changes [`HostConfig::transfer_bytes_per_second`], also for the transfers that are running. A rate below
+    /// [`TRANSFER_RATE_MIN`] is raised to it.
+    pub fn set_transfer_rate(&self, bytes_per_second: Option<NonZero<u64>>) {
+        let rate = bytes_per_second.and_then(|rate| NonZero::new(rate.get().max(TRANSFER_RATE_MIN)));
+        self.receiving.set_bytes_per_second(rate);
+        self.sending.set_bytes_per_second(rate);
+    }
+
+    /// What a replica here says of its state, to be compared with others. `None` while it cannot say.
+    pub async fn fingerprints(&self, replica: ReplicaId) -> Option<Fingerprints> {
+        let (reply, answer) = oneshot::channel();
+        self.apply.enqueue(apply::Job::Fingerprints(replica, reply));
+        answer.await.ok().flatten()
+    }
+
+    /// The contents of a replica here: its records are a snapshot, until the replica is destroyed.
+    ///
+    /// # Errors
+    /// See [`DigestError`].
+    pub async fn contents(&self, replica: ReplicaId) -> Result<ReplicaContents, DigestError> {
+        digest::contents(&self.apply, replica).await
+    }
+
+    /// A replica here differs from a majority of its shard: it is used no more, unless its shard needs it.
+    pub fn diverged(&self, replica: ReplicaId) {
+        self.inbox.send(Input::Diverged { replica });
+    }
+
+    /// Proposes a change of a shard led here. A refusal is not reported.
+    pub fn change_shard(&self, shard: ShardId, change: ShardChange) {
+        self.inbox.send(Input::ChangeShard { shard, change });
     }
 
     /// The digest of a replica here. Reads all its records, without holding up writes.

@@ -6,7 +6,7 @@
 //! An order for a replica whose pull is running replaces that pull, in the same task: what two pulls hold
 //! for one replica would replace each other.
 
-use std::{collections::BTreeMap, num::NonZero, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_failpoints::{Place, reached};
@@ -19,10 +19,10 @@ use tokio::{
     task::{JoinError, JoinSet, spawn_blocking},
 };
 
-use super::{Inbox, gather};
+use super::{Inbox, gather, pace::Pace};
 use crate::{
     Input, clock,
-    work::{Budget, End, Pull, PullBounds, PullError, PullOrder, PullRequest, PullState, Stored, waiting_request},
+    work::{End, Pull, PullBounds, PullError, PullOrder, PullRequest, PullState, Stored, waiting_request},
 };
 
 /// Timeout of a call that fetches nothing.
@@ -48,7 +48,7 @@ pub(super) struct PullerParts {
     pub(super) engine: Arc<dyn StateEngine>,
     pub(super) inbox: Inbox,
     pub(super) lists: ListRefs,
-    pub(super) bytes_per_second: Option<NonZero<u64>>,
+    pub(super) pace: Pace,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -60,9 +60,8 @@ pub(super) struct Puller {
     pub(super) engine: Arc<dyn StateEngine>,
     pub(super) inbox: Inbox,
     pub(super) lists: ListRefs,
-    pub(super) bounds: PullBounds,
-    /// What the node may receive.
-    budget: Arc<Mutex<Budget>>,
+    /// How fast the node receives.
+    pub(super) pace: Pace,
     /// The replicas with a task.
     tasks: Tasks,
     pulls: Arc<Semaphore>,
@@ -149,10 +148,8 @@ impl Failure {
 
 impl Puller {
     pub(super) fn new(parts: PullerParts) -> Self {
-        let PullerParts { node, runtime, network, engine, inbox, lists, bytes_per_second, fatal } = parts;
+        let PullerParts { node, runtime, network, engine, inbox, lists, pace, fatal } = parts;
         let (pulls, calls) = (Arc::new(Semaphore::new(PULLS_MAX)), Arc::new(Semaphore::new(CALLS_MAX)));
-        let budget = Arc::new(Mutex::new(Budget::new(bytes_per_second)));
-        let bounds = PullBounds::of_rate(bytes_per_second);
         Self {
             node,
             runtime,
@@ -160,8 +157,7 @@ impl Puller {
             engine,
             inbox,
             lists,
-            bounds,
-            budget,
+            pace,
             tasks: Arc::default(),
             pulls,
             gathers: gather::Gathers::default(),
@@ -235,7 +231,7 @@ impl Puller {
         has_next: &Notify,
     ) -> Result<(), Failure> {
         let _permit = self.wait_for_turn(replica, from).await;
-        let (engine, bounds) = (self.engine.clone(), self.bounds);
+        let (engine, bounds) = (self.engine.clone(), PullBounds::of_rate(self.pace.bytes_per_second()));
         let order = PullOrder::of_snapshot(self.node, replica, from, &checkpoint, self.lists);
         let pull = spawn_blocking(move || Pull::start(&*engine, order, bounds)).await??;
         let (total, missing) = pull.progress();
@@ -341,15 +337,12 @@ impl Puller {
     async fn call(&self, request: &PullRequest) -> Result<(Stored, u64), Failure> {
         let _permit = self.calls.acquire().await;
         let expected = request.bytes_expected();
-        let wait_us = self.budget.lock().reserve(clock::monotonic_ms() * 1_000, expected);
-        if wait_us > 0 {
-            tokio::time::sleep(Duration::from_micros(wait_us)).await;
-        }
+        self.pace.take(expected).await;
         let timeout = Duration::from_millis(request.timeout_ms());
         let sent_ms = clock::monotonic_ms();
         let answer = self.network.call(request.source(), Class::Objects, request.encode(), timeout).await;
         let received = answer.as_ref().map_or(0, Bytes::len) as u64;
-        self.budget.lock().correct(expected, received);
+        self.pace.correct(expected, received);
         let (answer, took_ms) = (answer?, clock::monotonic_ms() - sent_ms);
         reached(Place::SnapshotFetched);
         let (engine, storing) = (self.engine.clone(), request.clone());

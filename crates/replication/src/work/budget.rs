@@ -40,6 +40,24 @@ impl Budget {
         self.free_at_us = before_us.saturating_add(self.takes_us(transferred));
     }
 
+    /// The rate.
+    #[must_use]
+    pub fn bytes_per_second(&self) -> Option<NonZero<u64>> {
+        self.bytes_per_second
+    }
+
+    /// Changes the rate. What was reserved and not yet transferred takes as long as it would at the new one.
+    pub fn set_bytes_per_second(&mut self, now_us: u64, bytes_per_second: Option<NonZero<u64>>) {
+        let backlog_us = u128::from(self.backlog_us(now_us));
+        let rate = |rate: Option<NonZero<u64>>| rate.map(|rate| u128::from(rate.get()));
+        let scaled_us = match (rate(self.bytes_per_second), rate(bytes_per_second)) {
+            (Some(before), Some(after)) => backlog_us * before / after,
+            _ => 0,
+        };
+        self.free_at_us = now_us.saturating_add(u64::try_from(scaled_us).unwrap_or(u64::MAX));
+        self.bytes_per_second = bytes_per_second;
+    }
+
     fn takes_us(&self, bytes: u64) -> u64 {
         let takes_us = |rate: NonZero<u64>| u128::from(bytes) * 1_000_000 / u128::from(rate.get());
         self.bytes_per_second.map_or(0, |rate| u64::try_from(takes_us(rate)).unwrap_or(u64::MAX))
@@ -62,6 +80,18 @@ mod tests {
             (0, 0),
             "an idle node saves nothing up"
         );
+    }
+
+    #[test]
+    fn what_is_reserved_takes_as_long_as_the_new_rate_says() {
+        let mut budget = Budget::new(NonZero::new(1_000));
+        budget.reserve(0, 3_000);
+        budget.set_bytes_per_second(1_000_000, NonZero::new(4_000));
+        assert_eq!((budget.backlog_us(1_000_000), budget.bytes_per_second()), (500_000, NonZero::new(4_000)));
+        budget.set_bytes_per_second(1_000_000, None);
+        assert_eq!((budget.backlog_us(1_000_000), budget.reserve(1_000_000, 9)), (0, 0));
+        budget.set_bytes_per_second(2_000_000, NonZero::new(10));
+        assert_eq!((budget.reserve(2_000_000, 10), budget.backlog_us(2_000_000)), (0, 1_000_000));
     }
 
     #[test]

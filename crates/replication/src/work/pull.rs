@@ -80,11 +80,11 @@ const PAUSE_MS_MAX: u64 = 10_000;
 /// Objects that a source does not hold, against what it said, after which it is none; the pull ends if it offers
 /// the snapshot. Each costs a round trip.
 const GONE_MAX: usize = 64;
-/// Milliseconds of one call. A source that has failed since it last served is asked for one object at a time, and
-/// gets twice as long after each failure: a link that is slower than thought still moves that one.
+/// Milliseconds of one call, unless its source is known to be slower. One that has failed since it last served is
+/// asked for one object at a time.
 const CALL_MS: u64 = 20_000;
-/// How often that is doubled at most: 4 MiB in 160 s are 26 KB/s.
-const CALL_DOUBLINGS_MAX: u32 = 3;
+/// Milliseconds of a call to a slow source, at most: 4 MiB in this time are 26 KB/s.
+const CALL_MS_MAX: u64 = 160_000;
 /// Milliseconds that one request may be expected to take, if it is for several objects.
 const REQUEST_MS_MAX: u64 = 5_000;
 /// Milliseconds of one call while another source serves the same objects, unless that takes long itself.
@@ -402,8 +402,7 @@ impl Pull {
         let source = &self.sources[at];
         let bytes = if bytes == 0 { response_max } else { bytes }.max(COST_BYTES_MIN);
         let known_ms = source.cost_ms.map_or(0, |cost_ms| (SLOW_FACTOR * cost_ms * bytes) >> 20);
-        let doubled_ms = CALL_MS << source.failures.min(CALL_DOUBLINGS_MAX);
-        doubled_ms.max(known_ms).min(CALL_MS << CALL_DOUBLINGS_MAX)
+        known_ms.clamp(CALL_MS, CALL_MS_MAX)
     }
 
     /// What the quickest other source that serves, and holds all of these objects, takes for a MiB.

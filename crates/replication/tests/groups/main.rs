@@ -4,6 +4,7 @@ mod applier;
 mod broken_disk;
 mod causality;
 mod compactions;
+mod consistency;
 mod damage;
 mod epochs;
 mod folds;

@@ -153,6 +153,10 @@ impl StateEngine for Engine {
         self.memory.compaction_due(replica)
     }
 
+    fn logged_base(&self, replica: ReplicaId) -> Option<(LogIndex, ObjectId)> {
+        self.memory.logged_base(replica)
+    }
+
     fn fold_counts(&self) -> FoldCounts {
         self.memory.fold_counts()
     }

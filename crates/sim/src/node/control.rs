@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use bytes::Bytes;
 use flotilla_control::{
-    Action, AnnounceNode, ClusterView, FeedFollower, FeedStep, Leaders, Lifecycle, LocalNode, Lost, MembershipConfig,
-    Outcome, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Reconciler as _, RequestKind, ShardsLed, View,
-    decode_snapshot, meta_reply,
+    Action, AnnounceNode, ClusterView, Consistency, Evidence, FeedFollower, FeedStep, Leaders, Lifecycle, LocalNode,
+    Lost, MembershipConfig, Outcome, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Reconciler as _, RequestKind,
+    Said, ShardsLed, View, decode_snapshot, may_order_to_give_up, meta_reply,
 };
 use flotilla_membership::{Effect, Input as MemberInput, Member, Membership, Timer};
 use flotilla_meta::{Addresses, Feed, Liveness, MetaCommand, MetaQuery, MetaState, NewNode};
@@ -31,6 +31,8 @@ use crate::{
 /// The one cluster of a world.
 const CLUSTER: ClusterId = ClusterId(*b"simulatedcluster");
 const BOOTSTRAP_RETRY_MS: u64 = 100;
+/// How long a peer may take to say something of a replica's state.
+const FINGERPRINTS_TIMEOUT_MS: u64 = 2_000;
 /// Delay until new metadata triggers the peers task, microseconds.
 const METADATA_NOTICE_US: u64 = 200;
 
@@ -42,6 +44,7 @@ pub(crate) enum ControlTask {
     Placement,
     Leaders,
     AnnounceNode,
+    Consistency,
     Peers,
     /// A pass of `Peers` that new metadata triggered; it does not schedule the next one.
     PeersUntimed,
@@ -58,6 +61,7 @@ pub(crate) struct Control {
     placement: Placement,
     leaders: Leaders,
     announce_node: AnnounceNode,
+    pub(crate) consistency: Consistency,
     peers: Peers,
     feed: FeedFollower,
     membership: Membership,
@@ -112,6 +116,7 @@ impl Control {
             placement: Placement::default(),
             leaders: Leaders::default(),
             announce_node: AnnounceNode::default(),
+            consistency: Consistency::default(),
             peers: Peers::default(),
             feed: FeedFollower::default(),
             membership,
@@ -134,6 +139,7 @@ impl Control {
             ControlTask::Placement => &mut self.placement,
             ControlTask::Leaders => &mut self.leaders,
             ControlTask::AnnounceNode => &mut self.announce_node,
+            ControlTask::Consistency => &mut self.consistency,
             ControlTask::Peers | ControlTask::PeersUntimed => &mut self.peers,
             ControlTask::Feed | ControlTask::Bootstrap => return None,
         })
@@ -150,6 +156,7 @@ impl World {
             ControlTask::Placement,
             ControlTask::Leaders,
             ControlTask::AnnounceNode,
+            ControlTask::Consistency,
             ControlTask::Feed,
         ];
         for (at, task) in tasks.into_iter().chain(node.folder.founding.then_some(ControlTask::Bootstrap)).enumerate() {
@@ -179,6 +186,9 @@ impl World {
         };
         let Some(reconciler) = control.reconciler(task) else { return };
         let actions = reconciler.reconcile(&view);
+        for finding in control.consistency.take_findings() {
+            self.checks.compared(&finding);
+        }
         control.in_flight.insert(task, 1);
         for action in actions {
             self.start_action(node, running, task, action);
@@ -213,6 +223,31 @@ impl World {
             Action::Destroy { replica } => self.enqueue(node, running, Input::Destroy { replica }),
             Action::TrustFolder => self.enqueue(node, running, Input::TrustFolder),
             Action::Change { shard, change } => self.enqueue(node, running, Input::Change { shard, change }),
+            Action::ChangeShard { shard, change } => {
+                self.enqueue(node, running, Input::ChangeShard { shard, change });
+            }
+            Action::ReadFingerprints { shard, of } => {
+                for (replica, to) in of {
+                    if to == node.id {
+                        let said = running.applier.fingerprints(replica).map(Said::here);
+                        let said = said.map(|said| (replica, said)).into_iter().collect();
+                        running.control.consistency.on_outcome(Outcome::Fingerprints(said));
+                        continue;
+                    }
+                    count_pending(running);
+                    let body = PeerRequest::Fingerprints { shard, replica }.encode();
+                    let purpose = CallPurpose::Fingerprints(replica);
+                    self.call(node, running, to, CallKind::Rpc, body, FINGERPRINTS_TIMEOUT_MS, purpose);
+                }
+            }
+            Action::GiveUp { node: to, shard, replica, evidence } if to == node.id => {
+                self.give_up(node, running, to, (shard, replica), &evidence);
+            }
+            Action::GiveUp { node: to, shard, replica, evidence } => {
+                count_pending(running);
+                let body = PeerRequest::GiveUp { shard, replica, evidence }.encode();
+                self.call(node, running, to, CallKind::Rpc, body, PROPOSE_TIMEOUT_MS, CallPurpose::GiveUp);
+            }
             Action::Transfer { shard, to } => self.enqueue(node, running, Input::Transfer { shard, to }),
             Action::Propose(command) => {
                 count_pending(running);
@@ -277,6 +312,41 @@ impl World {
                 }
                 Caller::Client(_) | Caller::Operator(_) => {}
             }
+        }
+    }
+
+    /// A replica of a node has said something of its state, or its node does not answer.
+    pub(super) fn fingerprints_read(
+        &mut self,
+        node: &mut Node,
+        running: &mut Running,
+        replica: ReplicaId,
+        answer: Option<Bytes>,
+    ) {
+        let said = answer.and_then(|answer| Some((replica, Said::decode(answer).ok()?)));
+        running.control.consistency.on_outcome(Outcome::Fingerprints(said.into_iter().collect()));
+        self.action_done(node, running, ControlTask::Consistency);
+    }
+
+    pub(super) fn gave_up(&mut self, node: &mut Node, running: &mut Running) {
+        self.action_done(node, running, ControlTask::Consistency);
+    }
+
+    pub(super) fn give_up(
+        &mut self,
+        node: &Node,
+        running: &mut Running,
+        from: NodeId,
+        (shard, replica): (ShardId, ReplicaId),
+        evidence: &Evidence,
+    ) {
+        let status = running.core.status().into_iter().find(|status| status.replica == replica);
+        if !status.is_some_and(|status| may_order_to_give_up(&status, shard, from)) {
+            return;
+        }
+        let said = running.applier.fingerprints(replica).map(Said::here);
+        if said.is_some_and(|said| said.is_refuted_by(evidence)) {
+            self.enqueue(node, running, Input::Diverged { replica });
         }
     }
 

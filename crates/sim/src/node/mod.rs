@@ -31,6 +31,7 @@ use crate::{
     clock::Clock,
     convergence::LAG_MAX,
     disk::Disk,
+    flaws::{Flawed, Flaws},
     world::{Event, World},
 };
 pub(crate) use control::{ControlTask, new_node};
@@ -214,13 +215,17 @@ impl World {
             }
         };
         let published = Arc::new(Mutex::new(None));
+        let flaws = disk.flaws.clone();
         let (life, incarnation, wal) = (node.life, node.incarnation, work::Wal::new(&disk, node.incarnation));
         let control = control::Control::new(node, seed);
         let (now_ms, wall_ms) = (node.clock.mono_ms(now_us), node.clock.wall_ms(now_us));
         let scrubber = work::Scrubber::new(scrub, now_ms, wall_ms, seed);
         node.running = Some(Box::new(Running {
             core,
-            applier: Applier::new(Arc::new(disk), machines(published.clone(), self.plan.kv, self.checks.observer())),
+            applier: Applier::new(
+                Arc::new(disk),
+                machines(published.clone(), self.plan.kv, self.checks.observer(), flaws),
+            ),
             published,
             inbox: Vec::new(),
             wake_scheduled: false,
@@ -393,13 +398,15 @@ fn machines(
     published: Arc<Mutex<Option<Arc<MetaState>>>>,
     limits: Limits,
     observer: Observer,
+    flaws: Flaws,
 ) -> flotilla_replication::MachineFactory {
     Arc::new(move |shard| {
         let machine: Box<dyn StateMachine> = if shard == ShardId::META {
             let published = published.clone();
             Box::new(MetaMachine::new(Box::new(move |state| *published.lock() = Some(state))))
         } else {
-            Box::new(Referring::over(Box::new(KvMachine::new(limits))))
+            let machine = Box::new(Referring::over(Box::new(KvMachine::new(limits))));
+            Box::new(Flawed { machine, shard, flaws: flaws.clone() })
         };
         Box::new(Observed::new(machine, observer.clone()))
     })

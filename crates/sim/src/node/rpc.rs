@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 use flotilla_control::{
-    PeerRequest, RequestKind, ShardRequest, decode_answer, encode_answer, feed_wait_ms, has_changes_since,
+    PeerRequest, RequestKind, Said, ShardRequest, decode_answer, encode_answer, feed_wait_ms, has_changes_since,
 };
 use flotilla_membership::Input as MemberInput;
 use flotilla_meta::MetaQuery;
 use flotilla_replication::{Answer, Answered, CommandRefs, Freshness, Input, Request, RequestError, work};
 use flotilla_storage::{Remedy, remedy};
-use flotilla_types::{NodeId, ShardId, Timestamp};
+use flotilla_types::{NodeId, ReplicaId, ShardId, Timestamp};
 use rand::RngExt as _;
 
 use super::{Node, NodeEvent, Running, host::PULL_BOUNDS};
@@ -24,6 +24,8 @@ pub(super) enum CallPurpose {
     Request { request: u64, attempt: u64, kind: RequestKind },
     Feed,
     Authority(NodeId),
+    Fingerprints(ReplicaId),
+    GiveUp,
 }
 
 /// A pending call.
@@ -113,6 +115,11 @@ impl World {
                 running,
                 answer.ok().and_then(|answer| Some(decode_answer(answer).ok()?.payload)),
             ),
+            CallPurpose::Fingerprints(replica) => {
+                let answer = answer.ok().and_then(|answer| Some(decode_answer(answer).ok()?.payload));
+                self.fingerprints_read(node, running, replica, answer);
+            }
+            CallPurpose::GiveUp => self.gave_up(node, running),
             CallPurpose::Authority(to) => {
                 let taken = answer.is_ok_and(|answer| decode_answer(answer).is_ok());
                 self.authority_given(node, running, to, taken);
@@ -190,8 +197,18 @@ impl World {
                     Err(error) => self.answer(node, from, call, Err(error)),
                 }
             }
+            PeerRequest::Fingerprints { replica, .. } => {
+                let said = running.applier.fingerprints(replica).ok_or(RequestError::Stopped);
+                let answered = |said| Answered { payload: Said::here(said).encode(), clock: Timestamp::ZERO };
+                self.answer(node, from, call, said.map(answered));
+            }
+            PeerRequest::GiveUp { shard, replica, evidence } => {
+                self.give_up(node, running, from, (shard, replica), &evidence);
+                self.answer(node, from, call, Ok(Answered { payload: Bytes::new(), clock: Timestamp::ZERO }));
+            }
             // There are no certificates here, and no operator asks.
             PeerRequest::Operations
+            | PeerRequest::Comparisons
             | PeerRequest::Scrub { .. }
             | PeerRequest::CertifyClientPorts { .. }
             | PeerRequest::CertifyNode { .. }

@@ -97,6 +97,10 @@ impl StateMachine for Observed {
         self.machine.version()
     }
 
+    fn meaning(&self) -> ClusterVersion {
+        self.machine.meaning()
+    }
+
     fn upkeep_due_ms(&self) -> Option<u64> {
         self.machine.upkeep_due_ms()
     }

@@ -123,6 +123,10 @@ impl StateMachine for Referring {
         self.0.version()
     }
 
+    fn meaning(&self) -> ClusterVersion {
+        self.0.meaning()
+    }
+
     fn upkeep_due_ms(&self) -> Option<u64> {
         self.0.upkeep_due_ms()
     }

@@ -8,8 +8,8 @@ use std::{
 use bytes::Bytes;
 use flotilla_kv::{KvMachine, Limits};
 use flotilla_replication::{
-    Applied, Applier, ApplyTask, Background, Core, Done, Effects, Input, Load, Loaded, Notice, Outgoing, ReplicaStatus,
-    Replicas, Returned, Slow, first_sequence, refs_of, work::PullRequest,
+    Applied, Applier, ApplyTask, Background, Core, Done, Effects, Fingerprints, Input, Load, Loaded, Notice, Outgoing,
+    ReplicaStatus, Replicas, Returned, Slow, first_sequence, refs_of, work::PullRequest,
 };
 use flotilla_storage::{
     ApplyContext, EngineError, Log as _, LogBatch, LogEvidence, MachineError, Manifest, MemoryEngine, MemoryLog,
@@ -161,6 +161,11 @@ impl Node {
         let engine = MemoryEngine::default();
         engine.set_misses(MISSES_PERCENT);
         Self { id, log: MemoryLog::default(), engine, running: None, life: 0, incarnation: Incarnation(0), skew_ms }
+    }
+
+    /// What a replica here says of its state.
+    pub(crate) fn fingerprints(&mut self, replica: ReplicaId) -> Option<Fingerprints> {
+        self.running.as_mut()?.applier.fingerprints(replica)
     }
 
     pub(crate) fn status(&self) -> Vec<ReplicaStatus> {
