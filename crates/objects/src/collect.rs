@@ -13,7 +13,14 @@
 use flotilla_failpoints::{Place, reached};
 use flotilla_types::ObjectId;
 
-use crate::{ObjectError, ObjectStore, index::Location, segment::FoundRecord, store::Replaces, tables::Candidate};
+use crate::{
+    ObjectError, ObjectStore,
+    index::Location,
+    read::Payload,
+    segment::{FoundRecord, Lengths},
+    store::{Record, Replaces},
+    tables::Candidate,
+};
 
 /// Which segments a collection may touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,12 +68,13 @@ impl ObjectStore {
 
     fn reclaim_segment(&self, number: u64, bytes: u64, done: &mut Collected) -> Result<(), ObjectError> {
         let objects = self.index.read().contents(number, false);
-        let location = |object: &FoundRecord| Location { segment: number, offset: object.offset, len: object.len };
+        let location =
+            |object: &FoundRecord| Location { segment: number, offset: object.offset, lengths: object.lengths };
         let mut copied = false;
         for object in &objects {
             if self.copy_if_needed(object.id, location(object))? {
                 copied = true;
-                done.moved_bytes += u64::from(object.len);
+                done.moved_bytes += u64::from(object.lengths.stored);
             }
         }
         if copied {
@@ -99,11 +107,13 @@ impl ObjectStore {
         if !self.index.read().must_stay(id) {
             return Ok(false);
         }
-        match self.get(id) {
-            Ok(bytes) => {
+        match self.get_payload(id) {
+            Ok(Payload { stored, plain }) => {
                 let mut writer = self.writer.lock();
                 let children = self.index.read().children(id);
-                self.append(&mut writer, id, &bytes, &children, Replaces::Copy(from))?;
+                let lengths = Lengths { stored: stored.len() as u32, plain: plain.len() as u32 };
+                let record = Record { id, stored: &stored, lengths, children: &children };
+                self.append(&mut writer, record, Replaces::Copy(from))?;
                 Ok(true)
             }
             // The loss is recorded; the segment need not stay for it.

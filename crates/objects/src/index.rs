@@ -18,7 +18,7 @@ use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::{
-    segment::{FoundRecord, ID_BYTES, RECORD_HEADER_BYTES_MAX},
+    segment::{FoundRecord, ID_BYTES, Lengths, RECORD_HEADER_BYTES_MAX},
     tables::Tables,
 };
 
@@ -39,8 +39,7 @@ pub(crate) struct Location {
     pub(crate) segment: u64,
     /// Where the payload starts.
     pub(crate) offset: u64,
-    /// Length of the payload.
-    pub(crate) len: u32,
+    pub(crate) lengths: Lengths,
 }
 
 /// What is known of an object's bytes.
@@ -65,7 +64,7 @@ pub(crate) struct Node {
     /// The location, if `stored` is set. As fields, without the padding of a [`Location`].
     segment: u64,
     offset: u64,
-    len: u32,
+    lengths: Lengths,
     /// Holders, held parents, and one if it is pinned. The object is held while this is not 0.
     pub(crate) holds: u32,
     /// Children lists that name it.
@@ -80,11 +79,11 @@ impl Node {
     /// never be dense otherwise. A record of format 1 is a little shorter.
     pub(crate) fn record_bytes(&self) -> u64 {
         let header_bytes = RECORD_HEADER_BYTES_MAX + ID_BYTES * self.children.len() as u64;
-        header_bytes + u64::from(self.len)
+        header_bytes + u64::from(self.lengths.stored)
     }
 
     pub(crate) fn entry(&self) -> Option<Entry> {
-        let location = Location { segment: self.segment, offset: self.offset, len: self.len };
+        let location = Location { segment: self.segment, offset: self.offset, lengths: self.lengths };
         self.stored.map(|stored| Entry { location, stored })
     }
 }
@@ -267,7 +266,8 @@ impl Index {
             let node = self.nodes.get(slot.index())?;
             let entry = node.entry().filter(|entry| entry.location.segment == segment)?;
             let children = if with_children { self.child_ids(slot) } else { Vec::new() };
-            Some(FoundRecord { id: node.id, offset: entry.location.offset, len: entry.location.len, children })
+            let Location { offset, lengths, .. } = entry.location;
+            Some(FoundRecord { id: node.id, offset, lengths, children })
         };
         let mut contents: Vec<_> = slots.into_iter().filter_map(of).collect();
         contents.sort_unstable_by_key(|record| record.offset);
@@ -283,8 +283,8 @@ impl Index {
         if let Some(slot) = self.slot(id) {
             return slot;
         }
-        let node =
-            Node { id, segment: 0, offset: 0, len: 0, holds: 0, named: 0, stored: None, children: Box::default() };
+        let (lengths, children) = (Lengths::uncompressed(0), Box::default());
+        let node = Node { id, segment: 0, offset: 0, lengths, holds: 0, named: 0, stored: None, children };
         let slot = self.nodes.insert(node);
         // So many nodes take 300 GiB of memory.
         assert!(u32::try_from(slot).is_ok(), "more than 2^32 objects");
@@ -349,11 +349,11 @@ impl Index {
     fn place(&mut self, slot: Slot, entry: Entry) {
         self.account(slot, false);
         let node = &mut self.nodes[slot.index()];
-        let Location { segment, offset, len } = entry.location;
+        let Location { segment, offset, lengths } = entry.location;
         let moved = node.stored.is_none() || node.segment != segment;
         self.present += usize::from(node.stored.is_none());
         self.damaged.remove(&slot);
-        (node.segment, node.offset, node.len, node.stored) = (segment, offset, len, Some(entry.stored));
+        (node.segment, node.offset, node.lengths, node.stored) = (segment, offset, lengths, Some(entry.stored));
         if moved {
             self.tables.list(segment, slot);
         }

@@ -13,6 +13,7 @@
 #[cfg(test)]
 mod audit;
 mod collect;
+mod compression;
 mod error;
 mod footer;
 mod holds;
@@ -20,6 +21,7 @@ mod holds;
 mod hostile;
 mod index;
 mod load;
+mod read;
 mod scrub;
 mod segment;
 mod store;

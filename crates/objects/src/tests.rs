@@ -1,6 +1,7 @@
 //! Tests of the store on real files: durability, damage, holds, collection.
 
 mod children;
+mod compression;
 mod histories;
 mod scrub;
 

@@ -13,9 +13,9 @@ use proptest::{collection::vec, prelude::*};
 use tempfile::TempDir;
 
 use super::{segment_files, small};
-use crate::{ObjectStore, Options, Scope, ScrubPass, load::segment_path};
+use crate::{ObjectStore, Options, Scope, ScrubPass, load::segment_path, segment::Lengths};
 
-/// Objects that a history uses. Each has children among those before it.
+/// Objects that a history uses. Each has children among those before it, and every other one may be compressed.
 const OBJECTS: usize = 14;
 const HOLDERS: u64 = 3;
 
@@ -31,6 +31,7 @@ enum Step {
     LetGo(u64),
     Sync,
     Collect(Scope),
+    AllowCompression,
     /// The process is killed and starts again.
     Restart,
     /// So is the machine; the choices say what became of what no fsync covered.
@@ -53,6 +54,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..HOLDERS).prop_map(Step::LetGo),
         4 => Just(Step::Sync),
         5 => prop_oneof![Just(Scope::All), Just(Scope::SinceOpen)].prop_map(Step::Collect),
+        1 => Just(Step::AllowCompression),
         1 => Just(Step::Restart),
         1 => vec(any::<u8>(), 1..8).prop_map(Step::PowerLoss),
         2 => (object, any::<bool>()).prop_map(|(object, noticed)| Step::Damage(object, noticed)),
@@ -130,11 +132,15 @@ impl Test {
     fn run(&mut self, step: &Step) {
         match step {
             Step::Store(n) => {
-                assert_eq!(self.store().put(&Self::bytes(*n), &self.child_ids(*n)).unwrap(), Self::id(*n));
+                let (bytes, children) = (Self::bytes(*n), self.child_ids(*n));
+                let put = if n % 2 == 0 { ObjectStore::put } else { ObjectStore::put_compressible };
+                assert_eq!(put(self.store(), &bytes, &children).unwrap(), Self::id(*n));
                 self.stored(*n);
             }
             Step::Import(n) => {
-                self.store().import(Self::id(*n), &Self::bytes(*n), &self.child_ids(*n)).unwrap();
+                let (bytes, children) = (Self::bytes(*n), self.child_ids(*n));
+                let import = if n % 2 == 0 { ObjectStore::import } else { ObjectStore::import_compressible };
+                import(self.store(), Self::id(*n), &bytes, &children).unwrap();
                 self.stored(*n);
                 self.unpin(*n);
             }
@@ -162,6 +168,7 @@ impl Test {
                 self.store().collect(*scope).unwrap();
                 self.collected(*scope);
             }
+            Step::AllowCompression => self.store().allow_compression(),
             Step::Restart => {
                 self.store = None;
                 self.reopen();
@@ -241,9 +248,14 @@ impl Test {
             for n in 0..OBJECTS {
                 let Some(entry) = self.store().index.read().entry(Self::id(n)) else { continue };
                 let file = fs::File::open(segment_path(self.dir.path(), entry.location.segment)).unwrap();
-                let mut bytes = vec![0; entry.location.len as usize];
+                let Lengths { stored, .. } = entry.location.lengths;
+                let mut bytes = vec![0; stored as usize];
                 file.read_exact_at(&mut bytes, entry.location.offset).unwrap();
-                assert!(bytes == Self::bytes(n) || !entry.stored.synced, "{n} is damaged and was not found");
+                let plain = self.store().compression.plain_of(bytes.into(), entry.location.lengths);
+                assert!(
+                    plain.is_some_and(|plain| plain == Self::bytes(n)) || !entry.stored.synced,
+                    "{n} is damaged and was not found"
+                );
             }
         }
         self.pass = Some(pass).filter(|_| !scrubbed.ended);
