@@ -9,6 +9,7 @@ impl Index {
     pub(crate) fn audit(&self) {
         let mut holds: HashMap<Slot, u32> = HashMap::new();
         let mut queue: Vec<Slot> = self.roots.values().flatten().chain(self.pins.keys()).copied().collect();
+        queue.extend(self.uploads.roots().flat_map(|(_, roots)| roots));
         while let Some(slot) = queue.pop() {
             let count = holds.entry(slot).or_default();
             *count += 1;
@@ -46,5 +47,6 @@ impl Index {
         let present = self.nodes.iter().filter(|(_, node)| node.stored.is_some()).count();
         assert_eq!(self.present(), present);
         self.tables.audit();
+        self.uploads.audit();
     }
 }

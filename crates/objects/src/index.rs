@@ -20,6 +20,7 @@ use slab::Slab;
 use crate::{
     segment::{FoundRecord, ID_BYTES, Lengths, RECORD_HEADER_BYTES_MAX},
     tables::Tables,
+    uploads::Uploads,
 };
 
 /// The place of a node.
@@ -127,6 +128,7 @@ pub(crate) struct Index {
     hasher: Hasher,
     pub(crate) roots: HashMap<Holder, Box<[Slot]>>,
     pub(crate) pins: HashMap<Slot, u32>,
+    pub(crate) uploads: Uploads,
     pub(crate) tables: Tables,
     present: usize,
     /// Objects that are held, and absent because they were found damaged.
@@ -245,6 +247,7 @@ impl Index {
             found
         };
         let all = self.roots.iter().map(|(holder, roots)| (*holder, needed(roots)));
+        let all = all.chain(self.uploads.roots().map(|(holder, roots)| (holder, needed(&roots))));
         let mut found: Vec<_> = all.filter(|(_, ids)| !ids.is_empty()).collect();
         found.sort_unstable();
         found

@@ -22,7 +22,7 @@ use flotilla_types::{Holder, ObjectId};
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
-    CHILDREN_MAX, ObjectError,
+    CHILDREN_MAX, ObjectError, UploadBounds,
     compression::Compression,
     error::at,
     index::{Entry, Index, Known, Location, Stored},
@@ -48,11 +48,19 @@ pub struct Options {
     pub live_percent_min: u8,
     /// Bytes that one collection copies, at most; it may exceed this for a single segment.
     pub compact_bytes_max: u64,
+    /// What uploads may hold.
+    pub uploads: UploadBounds,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, object_bytes_max: 65 << 20, live_percent_min: 50, compact_bytes_max: 64 << 20 }
+        Self {
+            segment_bytes: 64 << 20,
+            object_bytes_max: 65 << 20,
+            live_percent_min: 50,
+            compact_bytes_max: 64 << 20,
+            uploads: UploadBounds::default(),
+        }
     }
 }
 
@@ -339,9 +347,12 @@ impl ObjectStore {
         self.index.write().hold(holder, roots.into_iter());
     }
 
-    /// Ends the hold of a holder.
+    /// Ends the hold of a holder, or an upload.
     pub fn let_go(&self, holder: Holder) {
         self.hold(holder, []);
+        if let Holder::Upload(upload) = holder {
+            self.end_upload(upload);
+        }
     }
 
     /// Disk usage of the store.
@@ -422,11 +433,7 @@ impl ObjectStore {
                     Some(_) => {}
                 }
             }
-            match self.get(id) {
-                Ok(_) => {}
-                Err(ObjectError::Damaged(_) | ObjectError::Missing(_)) => return Ok(false),
-                Err(error) => return Err(error),
-            }
+            self.verify(id)?;
         }
     }
 

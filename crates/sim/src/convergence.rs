@@ -202,7 +202,7 @@ impl World {
             let is_here = |id| replicas.iter().any(|(replica, _)| *replica == id);
             let in_vain = |holder: &Holder| match holder {
                 Holder::Checkpoint(id) => !is_here(*id),
-                Holder::Receiver(_) | Holder::Offer { .. } => true,
+                Holder::Receiver(_) | Holder::Offer { .. } | Holder::Upload(_) => true,
             };
             if let Some(holder) = node.disk.holders().into_iter().find(in_vain) {
                 return Some(format!("{holder:?} on {}", node.id));

@@ -25,7 +25,7 @@ pub(crate) fn damaged(objects: &ObjectStore) -> Vec<DamagedReplica> {
     let of = |(holder, objects)| match holder {
         Holder::Checkpoint(replica) => Some(DamagedReplica { replica, objects }),
         // What was fetched, or offered, and is damaged is fetched, or offered, again.
-        Holder::Receiver(_) | Holder::Offer { .. } => None,
+        Holder::Receiver(_) | Holder::Offer { .. } | Holder::Upload(_) => None,
     };
     objects.damaged(DAMAGED_NAMED_MAX).into_iter().filter_map(of).collect()
 }

@@ -22,6 +22,8 @@ pub enum Holder {
         /// The follower.
         to: ReplicaId,
     },
+    /// What somebody stores here before a command refers to it.
+    Upload(u64),
 }
 
 impl ObjectId {
