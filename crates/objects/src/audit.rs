@@ -9,6 +9,7 @@ impl Index {
     pub(crate) fn audit(&self) {
         let mut holds: HashMap<Slot, u32> = HashMap::new();
         let mut queue: Vec<Slot> = self.roots.values().flatten().chain(self.pins.keys()).copied().collect();
+        queue.extend(&self.ending);
         queue.extend(self.uploads.roots().flat_map(|(_, roots)| roots));
         while let Some(slot) = queue.pop() {
             let count = holds.entry(slot).or_default();

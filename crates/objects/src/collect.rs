@@ -2,8 +2,8 @@
 //!
 //! Candidates are found by the live bytes that are counted per segment, and their objects by the segment's
 //! own table: the cost is that of what is garbage. The live (held) objects of a sparse segment are copied and
-//! fsynced first. Then, under the index lock, the index switches to the copies and drops the dead objects.
-//! Then the file is deleted. An object that is pinned in between keeps its segment. A crash in between leaves
+//! fsynced first, which switches the index to the copies. Then the index drops the dead objects, some at a time,
+//! and the file is deleted. An object that is pinned in between keeps its segment. A crash in between leaves
 //! duplicates, which only cost space.
 //!
 //! Garbage stays in the active segment until that is closed, and in a closed one until the live bytes are
@@ -21,6 +21,9 @@ use crate::{
     store::{Record, Replaces},
     tables::Candidate,
 };
+
+/// Objects that are forgotten while nobody else may use the index.
+const FORGOTTEN_PER_LOCK_MAX: usize = 1_024;
 
 /// Which segments a collection may touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,17 +84,19 @@ impl ObjectStore {
             self.sync()?;
         }
         let mut still_held = false;
-        let mut index = self.index.write();
-        for object in &objects {
-            if index.entry(object.id).is_some_and(|now| now.location == location(object)) {
-                if index.must_stay(object.id) {
-                    still_held = true;
-                } else {
-                    index.forget(object.id, location(object));
+        for objects in objects.chunks(FORGOTTEN_PER_LOCK_MAX) {
+            self.change(|index| {
+                for object in objects {
+                    if index.entry(object.id).is_some_and(|now| now.location == location(object)) {
+                        if index.must_stay(object.id) {
+                            still_held = true;
+                        } else {
+                            index.forget(object.id, location(object));
+                        }
+                    }
                 }
-            }
+            });
         }
-        drop(index);
         if !still_held {
             reached(Place::ObjectsBeforeDelete);
             self.delete(number)?;

@@ -129,6 +129,8 @@ pub(crate) struct Index {
     pub(crate) roots: HashMap<Holder, Box<[Slot]>>,
     pub(crate) pins: HashMap<Slot, u32>,
     pub(crate) uploads: Uploads,
+    /// Holds that are to end, and count until then.
+    pub(crate) ending: Vec<Slot>,
     pub(crate) tables: Tables,
     present: usize,
     /// Objects that are held, and absent because they were found damaged.

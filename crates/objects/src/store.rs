@@ -55,7 +55,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            segment_bytes: 64 << 20,
+            segment_bytes: 32 << 20,
             object_bytes_max: 65 << 20,
             live_percent_min: 50,
             compact_bytes_max: 64 << 20,
@@ -337,14 +337,14 @@ impl ObjectStore {
 
     /// Removes one pin of [`put`](Self::put), [`import`](Self::import) or [`pin`](Self::pin).
     pub fn unpin(&self, id: ObjectId) {
-        self.index.write().unpin(id);
+        self.change(|index| index.unpin(id));
     }
 
     /// Replaces the objects that a holder needs, its roots. They and everything that is reachable from them
     /// by children stay. Roots need not be present yet; what they need is held as soon as they are. Without
     /// roots the holder is gone. Takes time for what changes, and for a comparison of the roots.
     pub fn hold(&self, holder: Holder, roots: impl IntoIterator<Item = ObjectId>) {
-        self.index.write().hold(holder, roots.into_iter());
+        self.change(|index| index.hold(holder, roots.into_iter()));
     }
 
     /// Ends the hold of a holder, or an upload.
@@ -407,13 +407,14 @@ impl ObjectStore {
         let lengths = Lengths { stored: stored.len() as u32, plain: bytes.len() as u32 };
         let record = Record { id, stored, lengths, children: &children };
         let location = self.append(&mut writer, record, replaces)?;
-        let mut index = self.index.write();
-        if index.entry(id).is_some() {
-            index.replace_children(id, &children);
-        } else {
-            index.insert(id, Entry { location, stored: Stored { synced: false, verified: true } }, &children);
-        }
-        index.pin(id);
+        self.change(|index| {
+            if index.entry(id).is_some() {
+                index.replace_children(id, &children);
+            } else {
+                index.insert(id, Entry { location, stored: Stored { synced: false, verified: true } }, &children);
+            }
+            index.pin(id);
+        });
         Ok(())
     }
 

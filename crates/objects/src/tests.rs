@@ -4,6 +4,7 @@ mod children;
 mod compression;
 mod histories;
 mod scrub;
+mod space;
 mod uploads;
 
 use std::{fs, io, path::Path, sync::atomic::Ordering};

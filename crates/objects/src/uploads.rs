@@ -276,17 +276,15 @@ impl ObjectStore {
     /// [`UPLOAD_TIME_MAX`], unless it is renewed. The number is not in use for anything else: draw it at random.
     pub fn begin_upload(&self, upload: u64, now: Instant, time: Duration) -> Result<(), UploadError> {
         self.check_healthy()?;
-        let mut index = self.index.write();
-        index.end_due_uploads(now);
-        index.uploads.begin(upload, now + time.min(UPLOAD_TIME_MAX), &self.options.uploads)
+        self.end_due_uploads(now);
+        self.index.write().uploads.begin(upload, now + time.min(UPLOAD_TIME_MAX), &self.options.uploads)
     }
 
     /// Moves the deadline of an upload to `time` from now, at most [`UPLOAD_TIME_MAX`].
     pub fn renew_upload(&self, upload: u64, now: Instant, time: Duration) -> Result<(), UploadError> {
         self.check_healthy()?;
-        let mut index = self.index.write();
-        index.end_due_uploads(now);
-        index.uploads.renew(upload, now + time.min(UPLOAD_TIME_MAX))
+        self.end_due_uploads(now);
+        self.index.write().uploads.renew(upload, now + time.min(UPLOAD_TIME_MAX))
     }
 
     /// Which objects an upload needs and are not here: those of `ids` that are absent, and what is absent of all
@@ -323,13 +321,13 @@ impl ObjectStore {
 
     /// Ends an upload, before its deadline.
     pub fn end_upload(&self, upload: u64) {
-        self.index.write().end_upload(upload);
+        self.change(|index| index.end_upload(upload));
     }
 
     /// Ends the uploads whose deadline has passed. The methods above do this too: call it before a
     /// [collection](Self::collect), so that none is kept for lack of other calls.
     pub fn end_due_uploads(&self, now: Instant) {
-        self.index.write().end_due_uploads(now);
+        self.change(|index| index.end_due_uploads(now));
     }
 
     /// What uploads hold.
