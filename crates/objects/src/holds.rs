@@ -15,10 +15,7 @@ use flotilla_types::{Holder, ObjectId};
 
 use parking_lot::RwLockWriteGuard;
 
-use crate::{
-    ObjectStore,
-    index::{Index, Slot},
-};
+use crate::{ObjectStore, index::Index, node::Slot};
 
 /// Holds that end while nobody else may use the index: half a millisecond.
 const ENDED_PER_LOCK_MAX: usize = 4_096;
@@ -71,7 +68,7 @@ impl Index {
             let node = &mut self.nodes[slot.index()];
             node.holds += 1;
             if node.holds == 1 {
-                queue.extend_from_slice(&node.children);
+                queue.extend_from_slice(self.children_of(slot));
                 self.account(slot, true);
             }
         }
@@ -93,7 +90,7 @@ impl Index {
             let node = &mut self.nodes[slot.index()];
             node.holds -= 1;
             if node.holds == 0 {
-                self.ending.extend_from_slice(&node.children);
+                self.ending.extend_from_slice(self.lists.of(node.children));
                 self.drop_unneeded(slot);
             }
         }

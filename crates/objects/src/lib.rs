@@ -21,6 +21,7 @@ mod holds;
 mod hostile;
 mod index;
 mod load;
+mod node;
 mod read;
 mod scrub;
 mod segment;

@@ -13,7 +13,7 @@ use crate::{
     ObjectError,
     compression::Compression,
     footer,
-    index::{Index, Location},
+    index::{Index, Location, OFFSET_MAX},
     segment::{Format, FoundRecord, SEGMENT_VERSION, SegmentHeader, read_segment_header, scan},
     tables::Closed,
 };
@@ -36,7 +36,9 @@ pub(crate) fn load(dir: &Path, compression: &Compression) -> Result<Found, Objec
     let mut found = Found { index: Index::default(), next_segment: 1, version: 1 };
     for number in segment_numbers(dir)? {
         found.next_segment = number.saturating_add(1);
-        let Some(segment) = load_segment(dir, number)? else { continue };
+        let Some(mut segment) = load_segment(dir, number)? else { continue };
+        // No store has written those.
+        segment.records.retain(|record| record.offset <= OFFSET_MAX);
         found.version = found.version.max(segment.version);
         for record in &segment.records {
             let location = Location { segment: number, offset: record.offset, lengths: record.lengths };

@@ -25,8 +25,9 @@ use crate::{
     CHILDREN_MAX, ObjectError, UploadBounds,
     compression::Compression,
     error::at,
-    index::{Entry, Index, Known, Location, Stored},
+    index::{Entry, Index, Known, Location},
     load::{Found, add_footer, load, segment_path},
+    node::Stored,
     segment::{Format, Lengths, encode_record_header, encode_segment_header},
     tables::Closed,
 };
@@ -34,11 +35,14 @@ use crate::{
 /// Bytes of a payload that is copied behind its header.
 const COPIED_BYTES_MAX: usize = 64 << 10;
 
+/// Bytes of a segment, unless it has a single object.
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+
 /// Bounds of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Bytes at which a segment is closed; a larger object gets its own segment. 1 MiB–1 GiB: larger segments
-    /// mean fewer files, smaller ones finer collection.
+    /// Bytes at which a segment is closed; a larger object gets its own segment. 1 MiB–1 GiB, which is the most
+    /// that is used: larger segments mean fewer files, smaller ones finer collection.
     pub segment_bytes: u64,
     /// Bytes of an object; larger ones are refused. At most 4 GiB − 1, and an object is read into memory
     /// whole.
@@ -181,6 +185,7 @@ impl ObjectStore {
     /// durable.
     pub fn open(dir: impl Into<PathBuf>, options: Options) -> Result<Self, ObjectError> {
         let dir = dir.into();
+        let options = Options { segment_bytes: options.segment_bytes.min(SEGMENT_BYTES_MAX), ..options };
         fs::create_dir_all(&dir)?;
         let compression = Compression::default();
         let Found { index, next_segment, version } = load(&dir, &compression)?;

@@ -12,10 +12,7 @@ use std::{
 
 use flotilla_types::{Holder, ObjectId};
 
-use crate::{
-    ObjectError, ObjectStore,
-    index::{Index, Slot},
-};
+use crate::{ObjectError, ObjectStore, index::Index, node::Slot};
 
 /// The longest time to the deadline of an upload. A value of 64 MiB at 1 Mbit/s takes 9 minutes.
 pub const UPLOAD_TIME_MAX: Duration = Duration::from_secs(600);
@@ -233,8 +230,8 @@ impl Index {
         }
         for found in looked_up {
             match found {
-                Ok(slot) if self.nodes[slot.index()].stored.is_some() => {
-                    let bytes = self.nodes[slot.index()].record_bytes();
+                Ok(slot) if self.nodes[slot.index()].is_present() => {
+                    let bytes = self.record_bytes(slot);
                     if self.uploads.add(upload, slot, bytes, bounds)? {
                         self.count(slot);
                     }
@@ -254,7 +251,7 @@ impl Index {
             queue.push(root);
             while let Some(slot) = queue.pop() {
                 let node = &self.nodes[slot.index()];
-                match node.stored {
+                match node.stored() {
                     None => below.absent.push(node.id),
                     Some(stored) if !stored.verified => below.unverified.push(node.id),
                     Some(_) => {}
@@ -262,8 +259,8 @@ impl Index {
                 if below.absent.len() >= MISSING_MAX || below.unverified.len() >= VERIFIED_AT_ONCE_MAX {
                     return below;
                 }
-                if node.stored.is_some() && !node.children.is_empty() && parents.insert(slot) {
-                    queue.extend_from_slice(&node.children);
+                if node.is_present() && !node.children.is_empty() && parents.insert(slot) {
+                    queue.extend_from_slice(self.children_of(slot));
                 }
             }
         }
