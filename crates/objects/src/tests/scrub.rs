@@ -8,7 +8,7 @@ use std::{
 use flotilla_types::{Holder, ObjectId, ReplicaId};
 use rustix::fs::{Advice, fadvise};
 
-use super::{body, open, put_all, segment_files};
+use super::{TRIES, body, open, put_all, segment_files};
 use crate::{ObjectStore, Scope, ScrubPass, Scrubbed, load::segment_path};
 
 const HOLDER: Holder = Holder::Checkpoint(ReplicaId(1));
@@ -101,13 +101,19 @@ fn a_pass_reads_the_disk_and_leaves_the_page_cache_as_it_was() {
     };
     if caches {
         store.get(id).unwrap();
-        let before = bytes_read_from_disk();
-        finish(&store, &mut store.begin_scrub(), 1);
-        assert!(before.is_none() || bytes_read_from_disk() > before, "the disk was read");
-        assert!(read_in_memory(true), "what was in memory is in memory again");
-        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
-        finish(&store, &mut store.begin_scrub(), 1);
-        assert!(read_in_memory(false), "a pass over cold objects does not fill the memory");
+        let reads_the_disk = (0..TRIES).any(|_| {
+            let before = bytes_read_from_disk();
+            finish(&store, &mut store.begin_scrub(), 1);
+            assert!(read_in_memory(true), "what was in memory is in memory again");
+            before.is_none() || bytes_read_from_disk() > before
+        });
+        assert!(reads_the_disk);
+        let leaves_no_pages = (0..TRIES).any(|_| {
+            fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+            finish(&store, &mut store.begin_scrub(), 1);
+            read_in_memory(false)
+        });
+        assert!(leaves_no_pages, "a pass over cold objects does not fill the memory");
     }
 }
 
