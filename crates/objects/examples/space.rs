@@ -138,7 +138,7 @@ fn json(bytes: usize) -> Vec<u8> {
         format!(
             "{{\"id\":{n},\"name\":\"{name}\",\"score\":{},\"active\":{},\"tags\":[\"red\",\"blue\"],\"updated\":\"2026-11-{:02}T09:{:02}:00Z\"}}\n",
             hash.as_bytes()[0],
-            hash.as_bytes()[1] % 2 == 0,
+            hash.as_bytes()[1] > 127,
             n % 30 + 1,
             n % 60,
         )

@@ -27,8 +27,10 @@ const OBJECTS_MAX: usize = 1 << 20;
 const BYTES_MAX: u64 = 8 << 30;
 /// No upload may hold more than this part of all.
 const SHARE: u64 = 8;
-/// Ids that are looked up at a time, while nobody else may change the index.
+/// Ids that are looked up at a time, while nobody else may use the index.
 const IDS_PER_LOCK_MAX: usize = 1_024;
+/// Objects that are looked at meanwhile, besides those that the last of the ids needs.
+const VISITED_PER_LOCK_MAX: usize = 16_384;
 /// Objects that are verified before the index is asked again.
 const VERIFIED_AT_ONCE_MAX: usize = 1_024;
 
@@ -187,9 +189,19 @@ struct Missing {
 /// What [`Index::below`] finds.
 #[derive(Debug, Default)]
 struct Below {
+    /// How many ids were looked at.
+    ids: usize,
     absent: Vec<ObjectId>,
     /// Objects that are here, and that nobody has read since the store was opened.
     unverified: Vec<ObjectId>,
+}
+
+/// What came of a question.
+enum Answer {
+    /// So many of the ids are answered.
+    Ids(usize),
+    /// None: these objects have to be verified first.
+    Verify(Vec<ObjectId>),
 }
 
 impl Missing {
@@ -213,23 +225,22 @@ impl Index {
         }
     }
 
-    /// Holds for an upload what is here of these objects, and names what is missing. Does nothing but name them if
-    /// some that are here have to be verified first.
+    /// Holds for an upload what is here of the first of these objects, and names what is missing.
     fn need(
         &mut self,
         upload: u64,
         ids: &[ObjectId],
         bounds: &UploadBounds,
         missing: &mut Missing,
-    ) -> Result<Vec<ObjectId>, UploadError> {
+    ) -> Result<Answer, UploadError> {
         self.uploads.check(upload)?;
-        let looked_up: Vec<_> = ids.iter().map(|id| self.slot(*id).ok_or(*id)).collect();
-        let below = self.below(looked_up.iter().flatten().copied());
+        let looked_up: Vec<_> = ids.iter().take(IDS_PER_LOCK_MAX).map(|id| self.slot(*id).ok_or(*id)).collect();
+        let below = self.below(&looked_up);
         if !below.unverified.is_empty() {
-            return Ok(below.unverified);
+            return Ok(Answer::Verify(below.unverified));
         }
-        for found in looked_up {
-            match found {
+        for found in &looked_up[..below.ids] {
+            match *found {
                 Ok(slot) if self.nodes[slot.index()].is_present() => {
                     let bytes = self.record_bytes(slot);
                     if self.uploads.add(upload, slot, bytes, bounds)? {
@@ -241,22 +252,28 @@ impl Index {
             }
         }
         below.absent.into_iter().for_each(|id| missing.add(id));
-        Ok(Vec::new())
+        Ok(Answer::Ids(below.ids))
     }
 
-    /// What is absent or not verified of these objects and of all that they need.
-    fn below(&self, roots: impl Iterator<Item = Slot>) -> Below {
-        let (mut below, mut parents, mut queue) = (Below::default(), HashSet::new(), Vec::new());
+    /// What is absent or not verified of the first of these objects and of all that they need.
+    fn below(&self, roots: &[Result<Slot, ObjectId>]) -> Below {
+        let (mut below, mut parents, mut visited) = (Below::default(), HashSet::new(), 0);
+        let mut queue: Vec<Slot> = Vec::new();
         for root in roots {
-            queue.push(root);
+            if visited >= VISITED_PER_LOCK_MAX {
+                break;
+            }
+            below.ids += 1;
+            queue.extend(root);
             while let Some(slot) = queue.pop() {
+                visited += 1;
                 let node = &self.nodes[slot.index()];
                 match node.stored() {
                     None => below.absent.push(node.id),
                     Some(stored) if !stored.verified => below.unverified.push(node.id),
                     Some(_) => {}
                 }
-                if below.absent.len() >= MISSING_MAX || below.unverified.len() >= VERIFIED_AT_ONCE_MAX {
+                if below.unverified.len() >= VERIFIED_AT_ONCE_MAX {
                     return below;
                 }
                 if node.is_present() && !node.children.is_empty() && parents.insert(slot) {
@@ -296,13 +313,12 @@ impl ObjectStore {
         self.end_due_uploads(now);
         self.index.read().uploads.check(upload)?;
         let mut missing = Missing::default();
-        for ids in ids.chunks(IDS_PER_LOCK_MAX) {
-            loop {
-                let unverified = self.index.write().need(upload, ids, &self.options.uploads, &mut missing)?;
-                if unverified.is_empty() {
-                    break;
-                }
-                unverified.into_iter().try_for_each(|id| self.verify(id))?;
+        let mut rest = ids;
+        while !rest.is_empty() {
+            let answer = self.index.write().need(upload, rest, &self.options.uploads, &mut missing)?;
+            match answer {
+                Answer::Ids(answered) => rest = &rest[answered..],
+                Answer::Verify(objects) => objects.into_iter().try_for_each(|id| self.verify(id))?,
             }
         }
         Ok(missing.ids)

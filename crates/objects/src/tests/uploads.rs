@@ -129,6 +129,28 @@ fn what_is_absent_below_an_object_that_is_here_is_named_too() {
     assert_eq!(store.need(1, now, &[root]).unwrap(), [], "one id stands for the whole value");
 }
 
+/// More objects than are looked at in one go, some of them missing.
+#[test]
+fn values_of_many_pieces_are_answered_in_parts() {
+    let (dir, now) = (tempfile::tempdir().unwrap(), Instant::now());
+    let store = ObjectStore::open(dir.path(), Options::default()).unwrap();
+    let piece = |n: u32| ObjectId::of(&n.to_le_bytes());
+    let mut roots = Vec::new();
+    for value in 0..40_u32 {
+        let pieces: Vec<_> = (0..1_000).map(|n| piece(value * 1_000 + n)).collect();
+        // The last piece of each is missing.
+        for n in 0..999 {
+            store.put(&(value * 1_000 + n).to_le_bytes(), &[]).unwrap();
+        }
+        roots.push(store.put(&[value as u8; 9], &pieces).unwrap());
+    }
+    store.sync().unwrap();
+    store.begin_upload(1, now, MINUTE).unwrap();
+    let missing: Vec<_> = (0..40).map(|value| piece(value * 1_000 + 999)).collect();
+    assert_eq!(store.need(1, now, &roots).unwrap(), missing);
+    assert_eq!(store.upload_usage().objects, 40);
+}
+
 #[test]
 fn an_answer_is_bounded() {
     let (dir, now) = (tempfile::tempdir().unwrap(), Instant::now());
