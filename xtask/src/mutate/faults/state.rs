@@ -763,4 +763,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-objects"),
         also: None,
     },
+    Fault {
+        name: "long-questions-cut-short",
+        what: "only the first part of a question for many large values is answered",
+        file: "crates/objects/src/uploads.rs",
+        before: "Answer::Ids(answered) => rest = &rest[answered..],",
+        after: "Answer::Ids(_) => rest = &[],",
+        runner: Runner::Tests("flotilla-objects"),
+        also: None,
+    },
 ];
