@@ -6,6 +6,7 @@
 use std::{
     fs,
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -44,10 +45,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     timed("hold all flat again", || store.hold(BEFORE, pieces.iter().copied()));
     println!("  {} bytes per object", per_object()?);
     ask(&store, &pieces)?;
-    timed("let go of all", || {
-        store.let_go(BEFORE);
-        store.let_go(AFTER);
+    let (asked, longest) = meanwhile(&store, pieces[0], || {
+        timed("let go of all", || {
+            store.let_go(BEFORE);
+            store.let_go(AFTER);
+        });
     });
+    println!("  a reader asked {asked} times meanwhile, and waited {longest:?} at most");
     let before = store.usage();
     let mut done = Collected { segments: 1, ..Collected::default() };
     while done.segments > 0 {
@@ -78,6 +82,26 @@ fn ask(store: &ObjectStore, pieces: &[ObjectId]) -> Result<(), Box<dyn std::erro
     }
     store.end_upload(upload);
     Ok(())
+}
+
+/// How often somebody else can ask for an object during the work, and the longest time that this took.
+fn meanwhile(store: &ObjectStore, id: ObjectId, work: impl FnOnce()) -> (u64, Duration) {
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let reader = threads.spawn(|| {
+            let (mut asked, mut longest) = (0, Duration::ZERO);
+            while !is_done.load(Ordering::Acquire) {
+                let start = Instant::now();
+                std::hint::black_box(store.contains(id));
+                longest = longest.max(start.elapsed());
+                asked += 1;
+            }
+            (asked, longest)
+        });
+        work();
+        is_done.store(true, Ordering::Release);
+        reader.join().unwrap_or_default()
+    })
 }
 
 fn is_missing(error: ObjectError) -> Result<(), ObjectError> {
