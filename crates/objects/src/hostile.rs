@@ -7,7 +7,7 @@ use flotilla_types::ObjectId;
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    ObjectError, ObjectStore, footer,
+    ObjectError, ObjectStore, Options, footer,
     segment::{
         Format, FoundRecord, ID_BYTES, Lengths, SegmentHeader, encode_record_header, encode_segment_header,
         read_segment_header, scan,
@@ -151,6 +151,32 @@ fn a_table_of_contents_that_lies_does_no_harm() {
     assert_eq!(put_family(&store), ids);
     assert!(ids.iter().all(|id| store.get(*id).is_ok()));
     assert_eq!(store.index.read().children(ids[2]), [ids[1]]);
+}
+
+/// A segment of which nearly all is a hole.
+#[test]
+fn an_object_that_starts_where_no_store_writes_is_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let format = Format::new(3);
+    let (near, far) = (1_000, (1 << 32) + 200);
+    let record = |bytes: &[u8], offset| FoundRecord {
+        id: ObjectId::of(bytes),
+        offset,
+        lengths: Lengths::uncompressed(bytes.len() as u32),
+        children: Vec::new(),
+    };
+    let records = [record(b"near", near), record(b"far", far)];
+    let file = fs::File::create(crate::load::segment_path(dir.path(), 1)).unwrap();
+    let write = |bytes: &[u8], at| std::os::unix::fs::FileExt::write_all_at(&file, bytes, at).unwrap();
+    write(&encode_segment_header(format), 0);
+    write(b"near", near);
+    write(b"far", far);
+    write(&footer::encode(format, &records, far + 3), far + 3);
+    let store = ObjectStore::open(dir.path(), Options { segment_bytes: u64::MAX, ..small() }).unwrap();
+    assert_eq!(&store.get(records[0].id).unwrap()[..], b"near");
+    assert!(matches!(store.get(records[1].id), Err(ObjectError::Missing(_))));
+    assert!(store.options.segment_bytes < far, "nor does this one");
+    store.index.read().audit();
 }
 
 #[test]

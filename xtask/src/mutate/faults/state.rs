@@ -772,4 +772,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-objects"),
         also: None,
     },
+    Fault {
+        name: "offsets-beyond-the-index",
+        what: "an object is taken although the index cannot say where it starts",
+        file: "crates/objects/src/load.rs",
+        before: "record.offset <= OFFSET_MAX",
+        after: "record.offset <= OFFSET_MAX || record.end() > OFFSET_MAX",
+        runner: Runner::Tests("flotilla-objects"),
+        also: None,
+    },
 ];
