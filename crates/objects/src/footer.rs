@@ -170,6 +170,21 @@ mod tests {
         is_read_back_unless_a_bit_is_flipped(V3, &compressed);
     }
 
+    /// What other binaries have written and will read.
+    #[test]
+    fn tables_are_as_described() {
+        let (record, nonce) = (records().remove(1), [7; 8]);
+        for (format, plain) in [(V2, &[][..]), (V3, &[4, 0, 0, 0])] {
+            let ids: Vec<u8> = record.children.iter().flat_map(|id| id.0).collect();
+            let (offset, len) = (record.offset.to_le_bytes(), [4, 0, 0, 0]);
+            let table = [record.id.as_bytes(), &offset[..], &len, plain, &[2, 0, 0, 0], &ids].concat();
+            let trailer =
+                [&b"FLOTEND\0"[..], &nonce, &246_u64.to_le_bytes(), &[1, 0, 0, 0], &check::<16>(&table)].concat();
+            let expected = [&table[..], &trailer, &check::<4>(&trailer)].concat();
+            assert_eq!(encode(format, std::slice::from_ref(&record), 246), expected);
+        }
+    }
+
     #[test]
     fn lengths_that_no_compressed_object_has_are_refused() {
         let with = |plain: u32| {

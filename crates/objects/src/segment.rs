@@ -512,6 +512,31 @@ mod tests {
         assert!(scan_bytes(&bytes).1.records.is_empty());
     }
 
+    /// What other binaries have written and will read.
+    #[test]
+    fn records_of_every_format_are_as_described() {
+        let (id, child, nonce) = (ObjectId::of(b"x"), ObjectId::of(b"y"), [7; 8]);
+        let lengths = Lengths { stored: 3, plain: 9 };
+        let checked = |mut header: Vec<u8>| {
+            header.extend(check::<4>(&header));
+            header
+        };
+        let first = checked([&b"FLOB\x03\0\0\0"[..], id.as_bytes()].concat());
+        assert_eq!(encode_record_header(Format::V1, id, lengths, &[]), first);
+        let rest = [&b"\x01\0\0\0"[..], &nonce, id.as_bytes(), &check::<8>(child.as_bytes())].concat();
+        let second = checked([&b"FLOC\x03\0\0\0"[..], &rest].concat());
+        let third = checked([&b"FLOD\x03\0\0\0\x09\0\0\0"[..], &rest].concat());
+        for (format, header) in [(Format::V2(nonce), second), (Format::V3(nonce), third)] {
+            assert_eq!(header.len() as u64, format.record_header_bytes());
+            let expected = [header, child.as_bytes().to_vec()].concat();
+            assert_eq!(encode_record_header(format, id, lengths, &[child]), expected);
+            let header = encode_segment_header(format);
+            let start = checked([b"FLOTSEG\0", &format.version().to_le_bytes()[..]].concat());
+            assert_eq!(header[..24], [&start[..], &nonce].concat());
+            assert_eq!(header[24..], check::<8>(&header[..24]));
+        }
+    }
+
     /// The rule of binaries that know only format 1: they delete a file whose header is invalid.
     #[test]
     fn older_binaries_see_a_newer_version_in_a_segment_with_children() {
