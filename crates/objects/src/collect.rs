@@ -2,9 +2,9 @@
 //!
 //! Candidates are found by the live bytes that are counted per segment, and their objects by the segment's
 //! own table: the cost is that of what is garbage. The live (held) objects of a sparse segment are copied and
-//! fsynced first, which switches the index to the copies. Then the index drops the dead objects, some at a time,
-//! and the file is deleted. An object that is pinned in between keeps its segment. A crash in between leaves
-//! duplicates, which only cost space.
+//! fsynced first, which switches the index to the copies. Then the index drops the dead objects, some at a
+//! time, and the file is deleted. An object that is pinned in between keeps its segment. A crash in between
+//! leaves duplicates, which only cost space.
 //!
 //! Garbage stays in the active segment until that is closed, and in a closed one until the live bytes are
 //! fewer than `live_percent_min` of `segment_bytes`. A collection within its budget leaves no other segment
