@@ -1,14 +1,16 @@
-//! Measures a store of a million small objects: memory and time of an open, of holding them, of a collection.
+//! Measures a store of a million small objects: memory and time of an open, of holding them, of asking which are
+//! missing, of letting go of all of them, and of collections.
 //!
 //! `million fill DIR` makes the store, `million open DIR` measures it.
 
 use std::{
     fs,
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
-use flotilla_objects::{ObjectError, ObjectStore, Options, Scope};
+use flotilla_objects::{Collected, ObjectError, ObjectStore, Options, Scope};
 use flotilla_types::{Holder, ObjectId, ReplicaId};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -42,7 +44,68 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     timed("hold all flat", || store.hold(BEFORE, pieces.iter().copied()));
     timed("hold all flat again", || store.hold(BEFORE, pieces.iter().copied()));
     println!("  {} bytes per object", per_object()?);
+    ask(&store, &pieces)?;
+    let (asked, longest) = meanwhile(&store, pieces[0], || {
+        timed("let go of all", || {
+            store.let_go(BEFORE);
+            store.let_go(AFTER);
+        });
+    });
+    println!("  a reader asked {asked} times meanwhile, and waited {longest:?} at most");
+    let before = store.usage();
+    let mut done = Collected { segments: 1, ..Collected::default() };
+    while done.segments > 0 {
+        done = timed("collect: all is garbage", || store.collect(Scope::All))?;
+        println!("  {done:?}");
+    }
+    println!("  {before:?} to {:?}", store.usage());
     Ok(())
+}
+
+/// Asks for some thousands of the objects, spread over all, and for as many that are absent.
+fn ask(store: &ObjectStore, pieces: &[ObjectId]) -> Result<(), Box<dyn std::error::Error>> {
+    let (upload, now, time) = (1, Instant::now(), Duration::from_secs(60));
+    store.begin_upload(upload, now, time)?;
+    let spread: Vec<_> = pieces.iter().copied().step_by(37).collect();
+    let absent: Vec<_> = spread.iter().map(|id| ObjectId::of(id.as_bytes())).collect();
+    timed("need of 1,024 ids that nobody has read", || store.need(upload, now, &spread[..1_024]))?;
+    for (what, ids) in [("present", &spread), ("held already", &spread), ("absent", &absent)] {
+        let asked = 16 * 1_024;
+        for ids in ids[1_024..][..asked].chunks(1_024) {
+            ids.iter().try_for_each(|id| store.get(*id).map(drop).or_else(is_missing))?;
+        }
+        let start = cpu_time();
+        for ids in ids[1_024..][..asked].chunks(1_024) {
+            store.need(upload, now, ids)?;
+        }
+        println!("need of 1,024 ids, {what}: {} ns of CPU per id", (cpu_time() - start).as_nanos() / asked as u128);
+    }
+    store.end_upload(upload);
+    Ok(())
+}
+
+/// How often somebody else can ask for an object during the work, and the longest time that this took.
+fn meanwhile(store: &ObjectStore, id: ObjectId, work: impl FnOnce()) -> (u64, Duration) {
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let reader = threads.spawn(|| {
+            let (mut asked, mut longest) = (0, Duration::ZERO);
+            while !is_done.load(Ordering::Acquire) {
+                let start = Instant::now();
+                std::hint::black_box(store.contains(id));
+                longest = longest.max(start.elapsed());
+                asked += 1;
+            }
+            (asked, longest)
+        });
+        work();
+        is_done.store(true, Ordering::Release);
+        reader.join().unwrap_or_default()
+    })
+}
+
+fn is_missing(error: ObjectError) -> Result<(), ObjectError> {
+    if matches!(error, ObjectError::Missing(_)) { Ok(()) } else { Err(error) }
 }
 
 fn fill(store: &ObjectStore, manifests: &[(Vec<u8>, &[ObjectId])]) -> Result<(), ObjectError> {

@@ -2,9 +2,9 @@
 //!
 //! Candidates are found by the live bytes that are counted per segment, and their objects by the segment's
 //! own table: the cost is that of what is garbage. The live (held) objects of a sparse segment are copied and
-//! fsynced first. Then, under the index lock, the index switches to the copies and drops the dead objects.
-//! Then the file is deleted. An object that is pinned in between keeps its segment. A crash in between leaves
-//! duplicates, which only cost space.
+//! fsynced first, which switches the index to the copies. Then the index drops the dead objects, some at a
+//! time, and the file is deleted. An object that is pinned in between keeps its segment. A crash in between
+//! leaves duplicates, which only cost space.
 //!
 //! Garbage stays in the active segment until that is closed, and in a closed one until the live bytes are
 //! fewer than `live_percent_min` of `segment_bytes`. A collection within its budget leaves no other segment
@@ -13,7 +13,17 @@
 use flotilla_failpoints::{Place, reached};
 use flotilla_types::ObjectId;
 
-use crate::{ObjectError, ObjectStore, index::Location, segment::FoundRecord, store::Replaces, tables::Candidate};
+use crate::{
+    ObjectError, ObjectStore,
+    index::Location,
+    read::Payload,
+    segment::{FoundRecord, Lengths},
+    store::{Record, Replaces},
+    tables::Candidate,
+};
+
+/// Objects that are forgotten while nobody else may use the index.
+const FORGOTTEN_PER_LOCK_MAX: usize = 1_024;
 
 /// Which segments a collection may touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,29 +71,32 @@ impl ObjectStore {
 
     fn reclaim_segment(&self, number: u64, bytes: u64, done: &mut Collected) -> Result<(), ObjectError> {
         let objects = self.index.read().contents(number, false);
-        let location = |object: &FoundRecord| Location { segment: number, offset: object.offset, len: object.len };
+        let location =
+            |object: &FoundRecord| Location { segment: number, offset: object.offset, lengths: object.lengths };
         let mut copied = false;
         for object in &objects {
             if self.copy_if_needed(object.id, location(object))? {
                 copied = true;
-                done.moved_bytes += u64::from(object.len);
+                done.moved_bytes += u64::from(object.lengths.stored);
             }
         }
         if copied {
             self.sync()?;
         }
         let mut still_held = false;
-        let mut index = self.index.write();
-        for object in &objects {
-            if index.entry(object.id).is_some_and(|now| now.location == location(object)) {
-                if index.must_stay(object.id) {
-                    still_held = true;
-                } else {
-                    index.forget(object.id, location(object));
+        for objects in objects.chunks(FORGOTTEN_PER_LOCK_MAX) {
+            self.change(|index| {
+                for object in objects {
+                    if index.entry(object.id).is_some_and(|now| now.location == location(object)) {
+                        if index.must_stay(object.id) {
+                            still_held = true;
+                        } else {
+                            index.forget(object.id, location(object));
+                        }
+                    }
                 }
-            }
+            });
         }
-        drop(index);
         if !still_held {
             reached(Place::ObjectsBeforeDelete);
             self.delete(number)?;
@@ -99,11 +112,13 @@ impl ObjectStore {
         if !self.index.read().must_stay(id) {
             return Ok(false);
         }
-        match self.get(id) {
-            Ok(bytes) => {
+        match self.get_payload(id) {
+            Ok(Payload { stored, plain }) => {
                 let mut writer = self.writer.lock();
                 let children = self.index.read().children(id);
-                self.append(&mut writer, id, &bytes, &children, Replaces::Copy(from))?;
+                let lengths = Lengths { stored: stored.len() as u32, plain: plain.len() as u32 };
+                let record = Record { id, stored: &stored, lengths, children: &children };
+                self.append(&mut writer, record, Replaces::Copy(from))?;
                 Ok(true)
             }
             // The loss is recorded; the segment need not stay for it.

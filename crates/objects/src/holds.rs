@@ -1,5 +1,8 @@
 //! What must stay: pins, the roots of holders, and everything that is reachable from them.
 //!
+//! Holds begin at once. Those that end wait in a queue, which is emptied a bounded number at a time: what is let
+//! go at once may be a million objects, and nobody who reads one must wait for all of them. Until then they stay.
+//!
 //! An object is *held* while a pin, a holder or a held parent counts for it. The counts change with what
 //! changes: the first hold on an object counts for its children, the end of the last one releases them.
 //! Neither recurses, so that a chain of any length is no danger. An object that is absent is held as well;
@@ -10,7 +13,12 @@
 
 use flotilla_types::{Holder, ObjectId};
 
-use crate::index::{Index, Slot};
+use parking_lot::RwLockWriteGuard;
+
+use crate::{ObjectStore, index::Index, node::Slot};
+
+/// Holds that end while nobody else may use the index: half a millisecond.
+const ENDED_PER_LOCK_MAX: usize = 4_096;
 
 impl Index {
     /// Whether the object is reachable from a pin or a holder.
@@ -60,26 +68,44 @@ impl Index {
             let node = &mut self.nodes[slot.index()];
             node.holds += 1;
             if node.holds == 1 {
-                queue.extend_from_slice(&node.children);
+                queue.extend_from_slice(self.children_of(slot));
                 self.account(slot, true);
             }
         }
     }
 
-    /// Ends one hold on an object. Each slot in the queue stands for a hold that is still counted, so that no
+    /// Lets one hold on an object end. Each slot in the queue stands for a hold that is still counted, so that no
     /// node in it is removed.
     pub(crate) fn release(&mut self, slot: Slot) {
-        let mut queue = vec![slot];
-        while let Some(slot) = queue.pop() {
+        self.ending.push(slot);
+    }
+
+    /// Ends some of the holds that are to end, and those that end with them. Returns whether there are more.
+    pub(crate) fn end_holds(&mut self, holds_max: usize) -> bool {
+        for _ in 0..holds_max {
+            let Some(slot) = self.ending.pop() else { break };
             if self.nodes[slot.index()].holds == 1 {
                 self.account(slot, false);
             }
             let node = &mut self.nodes[slot.index()];
             node.holds -= 1;
             if node.holds == 0 {
-                queue.extend_from_slice(&node.children);
+                self.ending.extend_from_slice(self.lists.of(node.children));
                 self.drop_unneeded(slot);
             }
         }
+        !self.ending.is_empty()
+    }
+}
+
+impl ObjectStore {
+    /// Changes the index, and ends the holds that the change lets end.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
+        let mut index = self.index.write();
+        let changed = change(&mut index);
+        while index.end_holds(ENDED_PER_LOCK_MAX) {
+            RwLockWriteGuard::bump(&mut index);
+        }
+        changed
     }
 }

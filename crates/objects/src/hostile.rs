@@ -7,10 +7,10 @@ use flotilla_types::ObjectId;
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    ObjectError, ObjectStore, footer,
+    ObjectError, ObjectStore, Options, footer,
     segment::{
-        Format, FoundRecord, ID_BYTES, SegmentHeader, encode_record_header, encode_segment_header, read_segment_header,
-        scan,
+        Format, FoundRecord, ID_BYTES, Lengths, SegmentHeader, encode_record_header, encode_segment_header,
+        read_segment_header, scan,
     },
     tests::{body, open, put_all, segment_files, small},
 };
@@ -87,6 +87,42 @@ fn hostile_segments_with_children_yield_correct_objects_including_all_before_the
     yields_all_before_the_damage(Format::V2([0; 8]), 1, &family_segment(), put_family);
 }
 
+/// Stores objects that are compressed, and one more, so that the first segment is closed.
+fn put_compressed(store: &ObjectStore) -> Vec<ObjectId> {
+    store.allow_compression();
+    let ids: Vec<_> = (0..OBJECTS).map(|n| store.put_compressible(&body(n), &[]).unwrap()).collect();
+    store.put(&vec![0; 2_000], &[]).unwrap();
+    store.put(&vec![1; 2_000], &[]).unwrap();
+    store.sync().unwrap();
+    ids
+}
+
+#[test]
+fn hostile_segments_of_compressed_objects_yield_correct_objects() {
+    let dir = tempfile::tempdir().unwrap();
+    put_compressed(&open(dir.path()));
+    let whole = fs::read(&segment_files(dir.path())[0]).unwrap();
+    attack(100, mutated(Just(whole.clone())), |bytes| {
+        let dir = tempfile::tempdir().unwrap();
+        let ids = put_compressed(&open(dir.path()));
+        fs::write(&segment_files(dir.path())[0], &bytes).unwrap();
+        let Ok(store) = ObjectStore::open(dir.path(), small()) else { return };
+        for (n, id) in (0..).zip(&ids) {
+            match store.get(*id) {
+                Ok(found) => assert_eq!(found, body(n)),
+                Err(ObjectError::Missing(_) | ObjectError::Damaged(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+            let _ = store.slice(*id, 10, 10).map(|slice| assert!(slice.len() <= 10));
+        }
+        let mut pass = store.begin_scrub();
+        assert!(store.scrub(&mut pass, u64::MAX).unwrap().ended);
+        assert_eq!(put_compressed(&store), ids);
+        assert!(ids.iter().all(|id| store.get(*id).is_ok()));
+        store.index.read().audit();
+    });
+}
+
 #[test]
 fn a_table_of_contents_that_lies_does_no_harm() {
     let dir = tempfile::tempdir().unwrap();
@@ -94,10 +130,10 @@ fn a_table_of_contents_that_lies_does_no_harm() {
     let path = segment_files(dir.path()).remove(0);
     let file = fs::File::options().read(true).write(true).open(&path).unwrap();
     let file_bytes = file.metadata().unwrap().len();
-    let Ok(SegmentHeader::Known(Format::V2(nonce))) = read_segment_header(&file, file_bytes) else {
+    let Ok(SegmentHeader::Known(format @ Format::V2(_))) = read_segment_header(&file, file_bytes) else {
         panic!("a segment of format 2")
     };
-    let truth = footer::read(&file, file_bytes, nonce).unwrap().unwrap();
+    let truth = footer::read(&file, file_bytes, format).unwrap().unwrap();
     let end = truth.last().unwrap().end();
     // The first object is said to be where the second one is, the second one is left out, the third one is there
     // twice, first at a wrong place.
@@ -105,7 +141,7 @@ fn a_table_of_contents_that_lies_does_no_harm() {
     lie[0] = FoundRecord { id: ids[2], children: vec![ids[2]], ..lie[0].clone() };
     lie[1].id = ids[0];
     file.set_len(end).unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&file, &footer::encode(nonce, &lie, end), end).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &footer::encode(format, &lie, end), end).unwrap();
     let store = open(dir.path());
     store.index.read().audit();
     assert!(matches!(store.get(ids[0]), Err(ObjectError::Damaged(_))));
@@ -117,24 +153,53 @@ fn a_table_of_contents_that_lies_does_no_harm() {
     assert_eq!(store.index.read().children(ids[2]), [ids[1]]);
 }
 
+/// A segment of which nearly all is a hole.
+#[test]
+fn an_object_that_starts_where_no_store_writes_is_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let format = Format::new(3);
+    let (near, far) = (1_000, (1 << 32) + 200);
+    let record = |bytes: &[u8], offset| FoundRecord {
+        id: ObjectId::of(bytes),
+        offset,
+        lengths: Lengths::uncompressed(bytes.len() as u32),
+        children: Vec::new(),
+    };
+    let records = [record(b"near", near), record(b"far", far)];
+    let file = fs::File::create(crate::load::segment_path(dir.path(), 1)).unwrap();
+    let write = |bytes: &[u8], at| std::os::unix::fs::FileExt::write_all_at(&file, bytes, at).unwrap();
+    write(&encode_segment_header(format), 0);
+    write(b"near", near);
+    write(b"far", far);
+    write(&footer::encode(format, &records, far + 3), far + 3);
+    let store = ObjectStore::open(dir.path(), Options { segment_bytes: u64::MAX, ..small() }).unwrap();
+    assert_eq!(&store.get(records[0].id).unwrap()[..], b"near");
+    assert!(matches!(store.get(records[1].id), Err(ObjectError::Missing(_))));
+    assert!(store.options.segment_bytes < far, "nor does this one");
+    store.index.read().audit();
+}
+
 #[test]
 fn hostile_segments_are_read_within_proportional_memory() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     let nonce = [3; 8];
     let object = (vec(any::<u8>(), 0..40), vec(any::<[u8; 32]>(), 0..4));
-    let valid = (any::<bool>(), vec(object, 0..6)).prop_map(move |(with_children, objects)| {
-        let format = if with_children { Format::V2(nonce) } else { Format::V1 };
+    let formats = [Format::V1, Format::V2(nonce), Format::V3(nonce)];
+    let valid = (0..3_usize, vec(object, 0..6)).prop_map(move |(format, objects)| {
+        let format = formats[format];
+        let with_children = format != Format::V1;
         let mut bytes = encode_segment_header(format);
         let mut records = Vec::new();
         for (object, children) in objects {
-            let (id, len) = (ObjectId::of(&object), object.len() as u32);
+            let (id, stored) = (ObjectId::of(&object), object.len() as u32);
+            let lengths = Lengths { stored, plain: if format.version() > 2 { stored * 3 } else { stored } };
             let children = if with_children { children.into_iter().map(ObjectId).collect() } else { Vec::new() };
-            bytes.extend(encode_record_header(format, id, len, &children));
-            records.push(FoundRecord { id, offset: bytes.len() as u64, len, children });
+            bytes.extend(encode_record_header(format, id, lengths, &children));
+            records.push(FoundRecord { id, offset: bytes.len() as u64, lengths, children });
             bytes.extend(object);
         }
         if with_children {
-            bytes.extend(footer::encode(nonce, &records, bytes.len() as u64));
+            bytes.extend(footer::encode(format, &records, bytes.len() as u64));
         }
         bytes
     });
@@ -146,9 +211,9 @@ fn hostile_segments_are_read_within_proportional_memory() {
         file.set_len(0).unwrap();
         file.write_all(&bytes).unwrap();
         let length = bytes.len() as u64;
-        let (scan, table) = Proportion::DEFAULT.of(bytes.len(), || {
+        let (scan, tables) = Proportion::DEFAULT.of(bytes.len(), || {
             read_segment_header(&file, length).unwrap();
-            (scan(&file, 0, length, None).unwrap(), footer::read(&file, length, nonce).unwrap())
+            (scan(&file, 0, length, None).unwrap(), formats.map(|format| footer::read(&file, length, format).unwrap()))
         });
         let mut end = 0;
         for record in &scan.records {
@@ -157,7 +222,7 @@ fn hostile_segments_are_read_within_proportional_memory() {
             end = record.end();
         }
         assert!(end <= scan.end && scan.end <= length);
-        assert!(table.into_iter().flatten().all(|record| record.end() <= length));
+        assert!(tables.into_iter().flatten().flatten().all(|record| record.end() <= length));
     });
 }
 

@@ -2,35 +2,27 @@
 //!
 //! Pure bookkeeping behind the store's lock; it does no I/O. An object has a *node*; nodes name each other by
 //! slot, which is a tenth of an id. A node counts the holders, pins and held parents of its object
-//! ([`Node::holds`], in `holds.rs`), and the children lists that name it. It exists while it is present, held
+//! (`Node::holds`, in `holds.rs`), and the children lists that name it. It exists while it is present, held
 //! or named.
 //!
 //! An object that is forgotten while it is held keeps its children, so that what it held stays: to repair it
 //! takes only the object itself.
 
-use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    mem,
-};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use flotilla_types::{Holder, ObjectId};
 use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::{
-    segment::{FoundRecord, ID_BYTES, RECORD_HEADER_BYTES_MAX},
+    node::{Lists, Node, Place, Slot, Stored},
+    segment::{FoundRecord, Lengths},
     tables::Tables,
+    uploads::Uploads,
 };
 
-/// The place of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Slot(u32);
-
-impl Slot {
-    pub(crate) const fn index(self) -> usize {
-        self.0 as usize
-    }
-}
+/// Where the bytes of an object may start: segments are shorter, but for a last object that is larger.
+pub(crate) const OFFSET_MAX: u64 = u32::MAX as u64;
 
 /// The location of an object's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,17 +31,7 @@ pub(crate) struct Location {
     pub(crate) segment: u64,
     /// Where the payload starts.
     pub(crate) offset: u64,
-    /// Length of the payload.
-    pub(crate) len: u32,
-}
-
-/// What is known of an object's bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stored {
-    /// Whether an fsync covered them.
-    pub(crate) synced: bool,
-    /// Whether they were verified against the id since the store was opened.
-    pub(crate) verified: bool,
+    pub(crate) lengths: Lengths,
 }
 
 /// An object that is present.
@@ -57,36 +39,6 @@ pub(crate) struct Stored {
 pub(crate) struct Entry {
     pub(crate) location: Location,
     pub(crate) stored: Stored,
-}
-
-#[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) id: ObjectId,
-    /// The location, if `stored` is set. As fields, without the padding of a [`Location`].
-    segment: u64,
-    offset: u64,
-    len: u32,
-    /// Holders, held parents, and one if it is pinned. The object is held while this is not 0.
-    pub(crate) holds: u32,
-    /// Children lists that name it.
-    pub(crate) named: u32,
-    pub(crate) stored: Option<Stored>,
-    /// Ascending, without duplicates and without the node itself.
-    pub(crate) children: Box<[Slot]>,
-}
-
-impl Node {
-    /// Bytes of its record on disk. What is not payload counts as well: a segment of small objects would
-    /// never be dense otherwise. A record of format 1 is a little shorter.
-    pub(crate) fn record_bytes(&self) -> u64 {
-        let header_bytes = RECORD_HEADER_BYTES_MAX + ID_BYTES * self.children.len() as u64;
-        header_bytes + u64::from(self.len)
-    }
-
-    pub(crate) fn entry(&self) -> Option<Entry> {
-        let location = Location { segment: self.segment, offset: self.offset, len: self.len };
-        self.stored.map(|stored| Entry { location, stored })
-    }
 }
 
 /// How an object's children compare with a list.
@@ -124,10 +76,14 @@ impl Hasher {
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     pub(crate) nodes: Slab<Node>,
+    pub(crate) lists: Lists,
     by_id: HashTable<Slot>,
     hasher: Hasher,
     pub(crate) roots: HashMap<Holder, Box<[Slot]>>,
     pub(crate) pins: HashMap<Slot, u32>,
+    pub(crate) uploads: Uploads,
+    /// Holds that are to end, and count until then.
+    pub(crate) ending: Vec<Slot>,
     pub(crate) tables: Tables,
     present: usize,
     /// Objects that are held, and absent because they were found damaged or did not survive a restart.
@@ -136,7 +92,24 @@ pub(crate) struct Index {
 
 impl Index {
     pub(crate) fn entry(&self, id: ObjectId) -> Option<Entry> {
-        self.nodes[self.slot(id)?.index()].entry()
+        self.entry_of(self.slot(id)?)
+    }
+
+    pub(crate) fn entry_of(&self, slot: Slot) -> Option<Entry> {
+        let node = &self.nodes[slot.index()];
+        let (Place { segment, offset, lengths }, stored) = (node.place()?, node.stored()?);
+        let location = Location { segment: self.tables.number(segment), offset: offset.into(), lengths };
+        Some(Entry { location, stored })
+    }
+
+    /// The children of a node.
+    pub(crate) fn children_of(&self, slot: Slot) -> &[Slot] {
+        self.lists.of(self.nodes[slot.index()].children)
+    }
+
+    /// Bytes of an object's record on disk.
+    pub(crate) fn record_bytes(&self, slot: Slot) -> u64 {
+        self.nodes[slot.index()].record_bytes(self.children_of(slot).len())
     }
 
     /// Number of objects that are present.
@@ -152,12 +125,12 @@ impl Index {
     /// Compares the object's children with a list.
     pub(crate) fn known(&self, id: ObjectId, children: &[ObjectId]) -> Known {
         let Some(slot) = self.slot(id) else { return Known::Absent };
-        let node = &self.nodes[slot.index()];
-        let has = |child: &ObjectId| self.slot(*child).is_some_and(|child| node.children.binary_search(&child).is_ok());
-        match node.stored {
-            None => Known::Absent,
-            Some(_) if children.iter().all(has) => Known::Covered,
-            Some(_) => Known::Lacking,
+        let known = self.children_of(slot);
+        let has = |child: &ObjectId| self.slot(*child).is_some_and(|child| known.binary_search(&child).is_ok());
+        match self.nodes[slot.index()].is_present() {
+            false => Known::Absent,
+            true if children.iter().all(has) => Known::Covered,
+            true => Known::Lacking,
         }
     }
 
@@ -177,7 +150,7 @@ impl Index {
         is_intact: impl FnOnce() -> bool,
     ) {
         let slot = self.slot_or_new(id);
-        let is_copy = self.nodes[slot.index()].stored.is_some();
+        let is_copy = self.nodes[slot.index()].is_present();
         if !is_copy || is_intact() {
             self.place(slot, Entry { location, stored: Stored { synced: true, verified: is_copy } });
             self.set_children(slot, children);
@@ -193,9 +166,9 @@ impl Index {
 
     pub(crate) fn mark_verified(&mut self, id: ObjectId, location: Location) {
         if let Some(slot) = self.slot_at(id, location)
-            && let Some(stored) = &mut self.nodes[slot.index()].stored
+            && let Some(stored) = self.nodes[slot.index()].stored()
         {
-            stored.verified = true;
+            self.nodes[slot.index()].set_stored(Stored { verified: true, ..stored });
         }
     }
 
@@ -204,9 +177,9 @@ impl Index {
     pub(crate) fn synced(&mut self, id: ObjectId, from: Option<Location>, to: Location) {
         self.tables.synced(to.segment);
         let Some(slot) = self.slot(id) else { return };
-        let Some(now) = self.nodes[slot.index()].entry() else { return };
+        let Some(now) = self.entry_of(slot) else { return };
         if now.location == to {
-            self.nodes[slot.index()].stored = Some(Stored { synced: true, ..now.stored });
+            self.nodes[slot.index()].set_stored(Stored { synced: true, ..now.stored });
         } else if from.is_none_or(|from| now.location == from) {
             self.place(slot, Entry { location: to, stored: Stored { synced: true, verified: true } });
         }
@@ -217,7 +190,7 @@ impl Index {
     pub(crate) fn forget(&mut self, id: ObjectId, location: Location) {
         let Some(slot) = self.slot_at(id, location) else { return };
         self.account(slot, false);
-        self.nodes[slot.index()].stored = None;
+        self.nodes[slot.index()].set_absent();
         self.present -= 1;
         if self.nodes[slot.index()].holds > 0 {
             self.damaged.insert(slot);
@@ -228,7 +201,7 @@ impl Index {
     /// An object counts as damaged if it is held and absent.
     pub(crate) fn expect(&mut self, id: ObjectId) {
         if let Some(slot) = self.slot(id)
-            && self.nodes[slot.index()].stored.is_none()
+            && !self.nodes[slot.index()].is_present()
             && self.nodes[slot.index()].holds > 0
         {
             self.damaged.insert(slot);
@@ -247,15 +220,15 @@ impl Index {
                     break;
                 }
                 if seen.insert(slot) {
-                    let node = &self.nodes[slot.index()];
-                    queue.extend_from_slice(&node.children);
-                    found.extend(self.damaged.contains(&slot).then_some(node.id));
+                    queue.extend_from_slice(self.children_of(slot));
+                    found.extend(self.damaged.contains(&slot).then_some(self.nodes[slot.index()].id));
                 }
             }
             found.sort_unstable();
             found
         };
         let all = self.roots.iter().map(|(holder, roots)| (*holder, needed(roots)));
+        let all = all.chain(self.uploads.roots().map(|(holder, roots)| (holder, needed(&roots))));
         let mut found: Vec<_> = all.filter(|(_, ids)| !ids.is_empty()).collect();
         found.sort_unstable();
         found
@@ -264,7 +237,7 @@ impl Index {
     /// Whether the object must stay: held or not yet durable.
     pub(crate) fn must_stay(&self, id: ObjectId) -> bool {
         let node = self.slot(id).map(|slot| &self.nodes[slot.index()]);
-        node.is_some_and(|node| node.holds > 0 || node.stored.is_some_and(|stored| !stored.synced))
+        node.is_some_and(|node| node.holds > 0 || node.stored().is_some_and(|stored| !stored.synced))
     }
 
     /// The objects of a segment, by location, with their children if asked for.
@@ -275,9 +248,10 @@ impl Index {
         let of = |slot: Slot| {
             // A slot may be in use for another object by now.
             let node = self.nodes.get(slot.index())?;
-            let entry = node.entry().filter(|entry| entry.location.segment == segment)?;
+            let entry = self.entry_of(slot).filter(|entry| entry.location.segment == segment)?;
             let children = if with_children { self.child_ids(slot) } else { Vec::new() };
-            Some(FoundRecord { id: node.id, offset: entry.location.offset, len: entry.location.len, children })
+            let Location { offset, lengths, .. } = entry.location;
+            Some(FoundRecord { id: node.id, offset, lengths, children })
         };
         let mut contents: Vec<_> = slots.into_iter().filter_map(of).collect();
         contents.sort_unstable_by_key(|record| record.offset);
@@ -293,9 +267,7 @@ impl Index {
         if let Some(slot) = self.slot(id) {
             return slot;
         }
-        let node =
-            Node { id, segment: 0, offset: 0, len: 0, holds: 0, named: 0, stored: None, children: Box::default() };
-        let slot = self.nodes.insert(node);
+        let slot = self.nodes.insert(Node::new(id));
         // So many nodes take 300 GiB of memory.
         assert!(u32::try_from(slot).is_ok(), "more than 2^32 objects");
         let slot = Slot(slot as u32);
@@ -308,10 +280,10 @@ impl Index {
     /// it.
     pub(crate) fn drop_unneeded(&mut self, slot: Slot) {
         let node = &mut self.nodes[slot.index()];
-        if node.stored.is_some() || node.holds > 0 {
+        if node.is_present() || node.holds > 0 {
             return;
         }
-        let children = mem::take(&mut node.children);
+        let children = self.lists.take(&mut node.children);
         self.damaged.remove(&slot);
         self.remove_unnamed(slot);
         for child in children {
@@ -322,7 +294,7 @@ impl Index {
 
     fn remove_unnamed(&mut self, slot: Slot) {
         let node = &self.nodes[slot.index()];
-        if node.stored.is_none() && node.holds == 0 && node.named == 0 {
+        if !node.is_present() && node.holds == 0 && node.named == 0 {
             let hash = self.hasher.hash(node.id);
             if let Ok(entry) = self.by_id.find_entry(hash, |other| *other == slot) {
                 entry.remove();
@@ -336,7 +308,6 @@ impl Index {
         after.sort_unstable();
         after.dedup();
         after.retain(|child| *child != slot);
-        let after = after.into_boxed_slice();
         let held = self.nodes[slot.index()].holds > 0;
         for child in &after {
             self.nodes[child.index()].named += 1;
@@ -345,7 +316,8 @@ impl Index {
             }
         }
         self.account(slot, false);
-        let before = mem::replace(&mut self.nodes[slot.index()].children, after);
+        let before = self.lists.take(&mut self.nodes[slot.index()].children);
+        self.nodes[slot.index()].children = self.lists.insert(after);
         self.account(slot, true);
         for child in before {
             if held {
@@ -358,12 +330,16 @@ impl Index {
 
     fn place(&mut self, slot: Slot, entry: Entry) {
         self.account(slot, false);
+        let Location { segment, offset, lengths } = entry.location;
+        // The opened store and its bounds see to that.
+        assert!(offset <= OFFSET_MAX, "an object at {offset}");
+        let place = Place { segment: self.tables.key(segment), offset: offset as u32, lengths };
         let node = &mut self.nodes[slot.index()];
-        let Location { segment, offset, len } = entry.location;
-        let moved = node.stored.is_none() || node.segment != segment;
-        self.present += usize::from(node.stored.is_none());
+        let before = node.place();
+        let moved = before.is_none_or(|before| before.segment != place.segment);
+        node.set_place(place, entry.stored);
+        self.present += usize::from(before.is_none());
         self.damaged.remove(&slot);
-        (node.segment, node.offset, node.len, node.stored) = (segment, offset, len, Some(entry.stored));
         if moved {
             self.tables.list(segment, slot);
         }
@@ -373,19 +349,21 @@ impl Index {
     /// Adds an object's bytes to the live ones of its segment, or takes them away.
     pub(crate) fn account(&mut self, slot: Slot, live: bool) {
         let node = &self.nodes[slot.index()];
-        if node.stored.is_some() && node.holds > 0 {
-            self.tables.change_live(node.segment, node.record_bytes(), live);
+        if let Some(place) = node.place()
+            && node.holds > 0
+        {
+            let bytes = self.record_bytes(slot);
+            self.tables.change_live(self.tables.number(place.segment), bytes, live);
         }
     }
 
     fn slot_at(&self, id: ObjectId, location: Location) -> Option<Slot> {
-        let at = |slot: &Slot| self.nodes[slot.index()].entry().is_some_and(|entry| entry.location == location);
+        let at = |slot: &Slot| self.entry_of(*slot).is_some_and(|entry| entry.location == location);
         self.slot(id).filter(at)
     }
 
     fn child_ids(&self, slot: Slot) -> Vec<ObjectId> {
-        let mut ids: Vec<_> =
-            self.nodes[slot.index()].children.iter().map(|child| self.nodes[child.index()].id).collect();
+        let mut ids: Vec<_> = self.children_of(slot).iter().map(|child| self.nodes[child.index()].id).collect();
         ids.sort_unstable();
         ids
     }

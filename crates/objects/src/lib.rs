@@ -13,6 +13,7 @@
 #[cfg(test)]
 mod audit;
 mod collect;
+mod compression;
 mod error;
 mod footer;
 mod holds;
@@ -20,17 +21,21 @@ mod holds;
 mod hostile;
 mod index;
 mod load;
+mod node;
+mod read;
 mod scrub;
 mod segment;
 mod store;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod uploads;
 
 pub use collect::{Collected, Scope};
 pub use error::ObjectError;
 pub use scrub::{ScrubPass, Scrubbed};
 pub use store::{ObjectStore, Options, StoreUsage};
+pub use uploads::{MISSING_MAX, UPLOAD_TIME_MAX, UploadBounds, UploadError, UploadUsage};
 
 /// Children of an object. A longer list needs a tree; this one takes 2 MiB on disk.
 pub const CHILDREN_MAX: usize = 65_536;

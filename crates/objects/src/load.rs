@@ -10,8 +10,10 @@ use std::{
 use flotilla_types::ObjectId;
 
 use crate::{
-    ObjectError, footer,
-    index::{Index, Location},
+    ObjectError,
+    compression::Compression,
+    footer,
+    index::{Index, Location, OFFSET_MAX},
     segment::{Format, FoundRecord, SEGMENT_VERSION, SegmentHeader, read_segment_header, scan},
     tables::Closed,
 };
@@ -24,23 +26,24 @@ pub(crate) struct Found {
     pub(crate) index: Index,
     /// The number of the next segment.
     pub(crate) next_segment: u64,
-    /// Whether a segment has a format whose objects may have children.
-    pub(crate) with_children: bool,
+    /// The highest version of a segment's format.
+    pub(crate) version: u32,
 }
 
 /// Indexes every segment of a folder. Where an object is there twice, the later copy counts if it is intact:
 /// the earlier one may be damaged, or a compaction was interrupted.
-pub(crate) fn load(dir: &Path) -> Result<Found, ObjectError> {
-    let mut found = Found { index: Index::default(), next_segment: 1, with_children: false };
+pub(crate) fn load(dir: &Path, compression: &Compression) -> Result<Found, ObjectError> {
+    let mut found = Found { index: Index::default(), next_segment: 1, version: 1 };
     for number in segment_numbers(dir)? {
         found.next_segment = number.saturating_add(1);
-        let Some(segment) = load_segment(dir, number)? else { continue };
-        found.with_children |= segment.with_children;
+        let Some(mut segment) = load_segment(dir, number)? else { continue };
+        // No store has written those.
+        segment.records.retain(|record| record.offset <= OFFSET_MAX);
+        found.version = found.version.max(segment.version);
         for record in &segment.records {
-            let location = Location { segment: number, offset: record.offset, len: record.len };
-            found
-                .index
-                .insert_found(record.id, location, &record.children, || is_intact(&segment.file, record.id, location));
+            let location = Location { segment: number, offset: record.offset, lengths: record.lengths };
+            let is_intact = || is_intact(&segment.file, record.id, location, compression);
+            found.index.insert_found(record.id, location, &record.children, is_intact);
         }
         found.index.tables.close(number, Closed { bytes: segment.bytes, inherited: true });
     }
@@ -70,7 +73,7 @@ struct Segment {
     file: File,
     bytes: u64,
     records: Vec<FoundRecord>,
-    with_children: bool,
+    version: u32,
 }
 
 /// Reads a segment's table of contents, or scans it, truncates its torn tail and adds the table that it
@@ -87,12 +90,11 @@ fn load_segment(dir: &Path, number: u64) -> Result<Option<Segment>, ObjectError>
         }
         SegmentHeader::Invalid => None,
     };
-    let with_children = matches!(format, Some(Format::V2(_)));
-    if let Some(Format::V2(nonce)) = format
-        && let Some(records) = footer::read(&file, file_bytes, nonce)?
+    if let Some(format) = format
+        && let Some(records) = footer::read(&file, file_bytes, format)?
     {
         file.sync_all()?;
-        return Ok(Some(Segment { file, bytes: file_bytes, records, with_children }));
+        return Ok(Some(Segment { file, bytes: file_bytes, records, version: format.version() }));
     }
     let scan = scan(&file, format.map_or(0, Format::segment_header_bytes), file_bytes, format)?;
     if scan.damaged_bytes > 0 || scan.end < file_bytes {
@@ -108,15 +110,15 @@ fn load_segment(dir: &Path, number: u64) -> Result<Option<Segment>, ObjectError>
     }
     file.sync_all()?;
     let mut bytes = scan.end;
-    if let Some(Format::V2(nonce)) = format {
-        bytes += add_footer(&file, nonce, &scan.records, scan.end, number);
+    if let Some(format) = format {
+        bytes += add_footer(&file, format, &scan.records, scan.end, number);
     }
-    Ok(Some(Segment { file, bytes, records: scan.records, with_children }))
+    Ok(Some(Segment { file, bytes, records: scan.records, version: format.map_or(1, Format::version) }))
 }
 
-/// Appends a table of contents, if there is space for it. Returns its length.
-pub(crate) fn add_footer(file: &File, nonce: [u8; 8], records: &[FoundRecord], end: u64, number: u64) -> u64 {
-    let footer = footer::encode(nonce, records, end);
+/// Appends a table of contents, if the format has one and there is space for it. Returns its length.
+pub(crate) fn add_footer(file: &File, format: Format, records: &[FoundRecord], end: u64, number: u64) -> u64 {
+    let footer = footer::encode(format, records, end);
     match file.write_all_at(&footer, end) {
         Ok(()) => footer.len() as u64,
         Err(error) => {
@@ -128,7 +130,11 @@ pub(crate) fn add_footer(file: &File, nonce: [u8; 8], records: &[FoundRecord], e
     }
 }
 
-fn is_intact(file: &File, id: ObjectId, location: Location) -> bool {
-    let mut bytes = vec![0; location.len as usize];
-    file.read_exact_at(&mut bytes, location.offset).is_ok() && ObjectId::of(&bytes) == id
+fn is_intact(file: &File, id: ObjectId, location: Location, compression: &Compression) -> bool {
+    let mut stored = vec![0; location.lengths.stored as usize];
+    if file.read_exact_at(&mut stored, location.offset).is_err() {
+        return false;
+    }
+    let plain = compression.plain_of(stored.into(), location.lengths);
+    plain.is_some_and(|plain| ObjectId::of(&plain) == id)
 }

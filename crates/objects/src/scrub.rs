@@ -115,7 +115,7 @@ impl ObjectStore {
                 pass.leave_segment();
                 continue;
             };
-            let location = Location { segment: current.number, offset: record.offset, len: record.len };
+            let location = Location { segment: current.number, offset: record.offset, lengths: record.lengths };
             let id = record.id;
             if !self.is_durable_at(id, location) {
                 current.records.pop_front();
@@ -130,7 +130,7 @@ impl ObjectStore {
                 }),
             };
             let verified = match file {
-                Ok(file) => is_intact_on_disk(file, id, location),
+                Ok(file) => self.is_intact_on_disk(file, id, location),
                 // A collection takes an object out of the index before it deletes the file.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
                 Err(error) => return Err(error.into()),
@@ -138,7 +138,7 @@ impl ObjectStore {
             current.end = record.end();
             current.records.pop_front();
             done.objects += 1;
-            done.bytes += RECORD_HEADER_BYTES_MAX + u64::from(location.len);
+            done.bytes += RECORD_HEADER_BYTES_MAX + u64::from(location.lengths.stored);
             match verified {
                 Ok(true) => {}
                 Ok(false) if self.is_durable_at(id, location) => {
@@ -164,35 +164,49 @@ impl ObjectStore {
         self.index.read().damaged(ids_max)
     }
 
+    /// Whether the bytes on disk match the id; `false` also if the file is too short.
+    fn is_intact_on_disk(&self, file: &File, id: ObjectId, location: Location) -> io::Result<bool> {
+        let Location { offset, lengths, .. } = location;
+        if lengths.is_compressed() {
+            let mut frame = vec![0; lengths.stored as usize];
+            let was_read = read_from_disk(file, offset, &mut frame)?;
+            let plain = if was_read { self.compression.plain_of(frame.into(), lengths) } else { None };
+            return Ok(plain.is_some_and(|plain| ObjectId::of(&plain) == id));
+        }
+        let len = u64::from(lengths.stored);
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; CHUNK_BYTES.min(lengths.stored as usize)];
+        let mut at = 0;
+        while at < len {
+            let chunk = &mut buffer[..CHUNK_BYTES.min((len - at) as usize)];
+            if !read_from_disk(file, offset + at, chunk)? {
+                return Ok(false);
+            }
+            hasher.update(chunk);
+            at += chunk.len() as u64;
+        }
+        Ok(ObjectId(*hasher.finalize().as_bytes()) == id)
+    }
+
     fn is_durable_at(&self, id: ObjectId, location: Location) -> bool {
         let entry = self.index.read().entry(id);
         entry.is_some_and(|entry| entry.location == location && entry.stored.synced)
     }
 }
 
-/// Whether the bytes on disk match the id; `false` also if the file is too short.
-fn is_intact_on_disk(file: &File, id: ObjectId, location: Location) -> io::Result<bool> {
-    let len = u64::from(location.len);
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; CHUNK_BYTES.min(location.len as usize)];
-    let mut at = 0;
-    while at < len {
-        let chunk = &mut buffer[..CHUNK_BYTES.min((len - at) as usize)];
-        let offset = location.offset + at;
-        let was_in_memory = is_in_memory(file, offset, chunk);
-        drop_pages(file, offset, chunk.len());
-        match file.read_exact_at(chunk, offset) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-            Err(error) => return Err(error),
-        }
-        if !was_in_memory {
-            drop_pages(file, offset, chunk.len());
-        }
-        hasher.update(chunk);
-        at += chunk.len() as u64;
+/// Reads what the disk has, not what is in memory. `false` if the file is too short.
+fn read_from_disk(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
+    let was_in_memory = is_in_memory(file, offset, buffer);
+    drop_pages(file, offset, buffer.len());
+    match file.read_exact_at(buffer, offset) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+        Err(error) => return Err(error),
     }
-    Ok(ObjectId(*hasher.finalize().as_bytes()) == id)
+    if !was_in_memory {
+        drop_pages(file, offset, buffer.len());
+    }
+    Ok(true)
 }
 
 /// Whether a read would not wait for the disk. Overwrites the buffer.

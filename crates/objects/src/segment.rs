@@ -11,10 +11,15 @@
 //! with a table of contents (`footer.rs`). The nonce is secret: a client, whose bytes end up in objects,
 //! cannot make what a scan or an open would take for a record or a table. That is why format 1 has no table.
 //!
-//! Format 2 is written from the first object with children on, and by a store that has found a segment of it.
-//! The store needs no word about the cluster's version: who stores an object with children guarantees that
-//! binaries that know only format 1 are out of use, since those would not keep what the object needs. Until
-//! then every segment is one that they read.
+//! In format 3 objects may be compressed. It is as format 2, with version 3 and with records whose header of 68
+//! bytes (`FLOD`) has the length of the plain bytes, a u32, behind the length of what is stored. Where both are
+//! the same, the bytes are stored as they are; otherwise the stored ones are a zstd frame, which is shorter.
+//!
+//! Format 2 is written from the first object with children on, format 3 from the first compressed one on, and
+//! both by a store that has found a segment of it. The store needs no word about the cluster's version: who
+//! stores an object with children, or allows compression, guarantees that binaries that do not know the format
+//! are out of use, since those would not keep what the object needs, or refuse the folder. Until then every
+//! segment is one that they read.
 //!
 //! The scan reads headers and lists of children only; payloads are verified by their id when they are read.
 //! After a damaged header the scan searches for the next valid one, so that damage affects no other objects.
@@ -24,20 +29,21 @@ use std::{fs::File, io, os::unix::fs::FileExt};
 
 use flotilla_types::ObjectId;
 
-use crate::CHILDREN_MAX;
+use crate::{CHILDREN_MAX, compression::COMPRESSED_BYTES_MAX};
 
 /// Newest segment version known here.
-pub(crate) const SEGMENT_VERSION: u32 = 2;
+pub(crate) const SEGMENT_VERSION: u32 = 3;
 /// Bytes of an id.
 pub(crate) const ID_BYTES: u64 = 32;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"FLOTSEG\0";
 const RECORD_MAGIC: [u8; 4] = *b"FLOB";
 const PARENT_MAGIC: [u8; 4] = *b"FLOC";
+const PACKED_MAGIC: [u8; 4] = *b"FLOD";
 const SEARCH_WINDOW_BYTES: u64 = 256 * 1024;
 const RECORD_HEADER_BYTES_MIN: u64 = 44;
 /// Bytes of the longest header of a record.
-pub(crate) const RECORD_HEADER_BYTES_MAX: u64 = 64;
+pub(crate) const RECORD_HEADER_BYTES_MAX: u64 = 68;
 
 /// What tells the records of a segment from bytes that look like some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,19 +52,41 @@ pub(crate) enum Format {
     V1,
     /// Records and the table of contents hold this nonce.
     V2([u8; 8]),
+    /// As the second, and objects may be compressed.
+    V3([u8; 8]),
 }
 
 impl Format {
-    /// A new nonce.
-    pub(crate) fn v2() -> Self {
-        Self::V2(rand::random())
+    /// The format of a new segment, with a nonce of its own.
+    pub(crate) fn new(version: u32) -> Self {
+        match version {
+            ..=1 => Self::V1,
+            2 => Self::V2(rand::random()),
+            3.. => Self::V3(rand::random()),
+        }
+    }
+
+    pub(crate) const fn version(self) -> u32 {
+        match self {
+            Self::V1 => 1,
+            Self::V2(_) => 2,
+            Self::V3(_) => 3,
+        }
+    }
+
+    /// What records and the table of contents hold, in formats that have such a table.
+    pub(crate) const fn nonce(self) -> Option<[u8; 8]> {
+        match self {
+            Self::V1 => None,
+            Self::V2(nonce) | Self::V3(nonce) => Some(nonce),
+        }
     }
 
     /// Bytes before the first record.
     pub(crate) const fn segment_header_bytes(self) -> u64 {
         match self {
             Self::V1 => 16,
-            Self::V2(_) => 32,
+            Self::V2(_) | Self::V3(_) => 32,
         }
     }
 
@@ -66,7 +94,8 @@ impl Format {
     pub(crate) const fn record_header_bytes(self) -> u64 {
         match self {
             Self::V1 => RECORD_HEADER_BYTES_MIN,
-            Self::V2(_) => RECORD_HEADER_BYTES_MAX,
+            Self::V2(_) => 64,
+            Self::V3(_) => RECORD_HEADER_BYTES_MAX,
         }
     }
 }
@@ -88,14 +117,39 @@ pub(crate) struct FoundRecord {
     pub(crate) id: ObjectId,
     /// Where the payload starts.
     pub(crate) offset: u64,
-    /// Length of the payload.
-    pub(crate) len: u32,
+    pub(crate) lengths: Lengths,
     pub(crate) children: Vec<ObjectId>,
+}
+
+/// The lengths of a payload: what is stored is shorter than the plain bytes if it is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lengths {
+    /// Bytes on disk.
+    pub(crate) stored: u32,
+    /// Bytes of the object.
+    pub(crate) plain: u32,
+}
+
+impl Lengths {
+    pub(crate) const fn uncompressed(bytes: u32) -> Self {
+        Self { stored: bytes, plain: bytes }
+    }
+
+    /// Lengths that a file claims, if they can be.
+    pub(crate) fn claimed(stored: u32, plain: u32) -> Option<Self> {
+        let lengths = Self { stored, plain };
+        let valid = stored == plain || lengths.is_compressed() && plain as usize <= COMPRESSED_BYTES_MAX;
+        valid.then_some(lengths)
+    }
+
+    pub(crate) const fn is_compressed(self) -> bool {
+        self.stored < self.plain
+    }
 }
 
 impl FoundRecord {
     pub(crate) fn end(&self) -> u64 {
-        self.offset.saturating_add(u64::from(self.len))
+        self.offset.saturating_add(u64::from(self.lengths.stored))
     }
 }
 
@@ -113,10 +167,9 @@ pub(crate) struct Scan {
 /// The header of a new segment.
 pub(crate) fn encode_segment_header(format: Format) -> Vec<u8> {
     let mut header = SEGMENT_MAGIC.to_vec();
-    let version = if format == Format::V1 { 1 } else { SEGMENT_VERSION };
-    header.extend(version.to_le_bytes());
+    header.extend(format.version().to_le_bytes());
     header.extend(check::<4>(&header));
-    if let Format::V2(nonce) = format {
+    if let Some(nonce) = format.nonce() {
         header.extend(nonce);
         header.extend(check::<8>(&header));
     }
@@ -133,27 +186,32 @@ pub(crate) fn read_segment_header(file: &File, file_bytes: u64) -> io::Result<Se
     }
     Ok(match (header.number(8), header.array(16), header.array(24)) {
         (Some(1), ..) => SegmentHeader::Known(Format::V1),
-        (Some(2), Some(nonce), Some(found)) if found == check::<8>(&header.0[..24]) => {
-            SegmentHeader::Known(Format::V2(nonce))
+        (Some(version @ 2..=3), Some(nonce), Some(found)) if found == check::<8>(&header.0[..24]) => {
+            SegmentHeader::Known(if version == 2 { Format::V2(nonce) } else { Format::V3(nonce) })
         }
         (Some(version), ..) if version > SEGMENT_VERSION => SegmentHeader::Newer(version),
         _ => SegmentHeader::Invalid,
     })
 }
 
-/// A record up to its payload. Segments of format 1 have no children.
-pub(crate) fn encode_record_header(format: Format, id: ObjectId, len: u32, children: &[ObjectId]) -> Vec<u8> {
+/// A record up to its payload. Segments of format 1 have no children, and only those of format 3 compressed
+/// objects.
+pub(crate) fn encode_record_header(format: Format, id: ObjectId, lengths: Lengths, children: &[ObjectId]) -> Vec<u8> {
     let mut header = Vec::with_capacity(format.record_header_bytes() as usize + size_of_val(children));
     let ids = || children.iter().flat_map(|child| child.as_bytes()).copied();
     match format {
         Format::V1 => {
             header.extend(RECORD_MAGIC);
-            header.extend(len.to_le_bytes());
+            header.extend(lengths.stored.to_le_bytes());
             header.extend(id.as_bytes());
         }
-        Format::V2(nonce) => {
-            header.extend(PARENT_MAGIC);
-            header.extend(len.to_le_bytes());
+        Format::V2(nonce) | Format::V3(nonce) => {
+            let is_packed = format.version() > 2;
+            header.extend(if is_packed { PACKED_MAGIC } else { PARENT_MAGIC });
+            header.extend(lengths.stored.to_le_bytes());
+            if is_packed {
+                header.extend(lengths.plain.to_le_bytes());
+            }
             header.extend((children.len() as u32).to_le_bytes());
             header.extend(nonce);
             header.extend(id.as_bytes());
@@ -181,8 +239,8 @@ pub(crate) fn scan(file: &File, start: u64, file_bytes: u64, format: Option<Form
         scan.end = header.end();
         match scanner.children(&header)? {
             Some(children) => {
-                let Header { id, len, .. } = header;
-                scan.records.push(FoundRecord { id, offset: header.offset(), len, children });
+                let Header { id, lengths, .. } = header;
+                scan.records.push(FoundRecord { id, offset: header.offset(), lengths, children });
             }
             // The extent is that of a record all the same: what lies in it is not searched, so that a file is
             // read once, whatever it claims.
@@ -202,7 +260,7 @@ struct Header {
     at: u64,
     format: Format,
     id: ObjectId,
-    len: u32,
+    lengths: Lengths,
     children: u32,
     children_check: [u8; 8],
 }
@@ -217,7 +275,7 @@ impl Header {
     }
 
     const fn end(&self) -> u64 {
-        self.offset() + self.len as u64
+        self.offset() + self.lengths.stored as u64
     }
 }
 
@@ -255,13 +313,16 @@ impl Scanner<'_> {
         let fields = Fields(bytes);
         let header = match fields.array(0)? {
             RECORD_MAGIC if fields.is_checked(40) => {
-                let (id, len) = (ObjectId(fields.array(8)?), fields.number(4)?);
-                Header { at, format: Format::V1, id, len, children: 0, children_check: [0; 8] }
+                let (id, lengths) = (ObjectId(fields.array(8)?), Lengths::uncompressed(fields.number(4)?));
+                Header { at, format: Format::V1, id, lengths, children: 0, children_check: [0; 8] }
             }
             PARENT_MAGIC if fields.is_checked(60) => {
-                let (format, len, children) = (Format::V2(fields.array(12)?), fields.number(4)?, fields.number(8)?);
-                let (id, children_check) = (ObjectId(fields.array(20)?), fields.array(52)?);
-                Header { at, format, id, len, children, children_check }
+                let lengths = Lengths::uncompressed(fields.number(4)?);
+                Self::decode_parent(Fields(&bytes[8..]), at, lengths, Format::V2)?
+            }
+            PACKED_MAGIC if fields.is_checked(64) => {
+                let lengths = Lengths::claimed(fields.number(4)?, fields.number(8)?)?;
+                Self::decode_parent(Fields(&bytes[12..]), at, lengths, Format::V3)?
             }
             _ => return None,
         };
@@ -271,6 +332,12 @@ impl Scanner<'_> {
         }
         self.format = Some(header.format);
         Some(header)
+    }
+
+    /// The fields that follow the lengths.
+    fn decode_parent(fields: Fields<'_>, at: u64, lengths: Lengths, format: fn([u8; 8]) -> Format) -> Option<Header> {
+        let (children, format, id) = (fields.number(0)?, format(fields.array(4)?), ObjectId(fields.array(12)?));
+        Some(Header { at, format, id, lengths, children, children_check: fields.array(44)? })
     }
 
     /// The ids after a header, unless they are damaged.
@@ -334,7 +401,8 @@ mod tests {
     }
 
     fn record(format: Format, payload: &[u8], children: &[ObjectId]) -> Vec<u8> {
-        let mut bytes = encode_record_header(format, ObjectId::of(payload), payload.len() as u32, children);
+        let lengths = Lengths::uncompressed(payload.len() as u32);
+        let mut bytes = encode_record_header(format, ObjectId::of(payload), lengths, children);
         bytes.extend(payload);
         bytes
     }
@@ -442,6 +510,31 @@ mod tests {
         let mut bytes = encode_segment_header(V2);
         bytes.extend(record(V2, b"first", &vec![ObjectId::of(b"x"); CHILDREN_MAX + 1]));
         assert!(scan_bytes(&bytes).1.records.is_empty());
+    }
+
+    /// What other binaries have written and will read.
+    #[test]
+    fn records_of_every_format_are_as_described() {
+        let (id, child, nonce) = (ObjectId::of(b"x"), ObjectId::of(b"y"), [7; 8]);
+        let lengths = Lengths { stored: 3, plain: 9 };
+        let checked = |mut header: Vec<u8>| {
+            header.extend(check::<4>(&header));
+            header
+        };
+        let first = checked([&b"FLOB\x03\0\0\0"[..], id.as_bytes()].concat());
+        assert_eq!(encode_record_header(Format::V1, id, lengths, &[]), first);
+        let rest = [&b"\x01\0\0\0"[..], &nonce, id.as_bytes(), &check::<8>(child.as_bytes())].concat();
+        let second = checked([&b"FLOC\x03\0\0\0"[..], &rest].concat());
+        let third = checked([&b"FLOD\x03\0\0\0\x09\0\0\0"[..], &rest].concat());
+        for (format, header) in [(Format::V2(nonce), second), (Format::V3(nonce), third)] {
+            assert_eq!(header.len() as u64, format.record_header_bytes());
+            let expected = [header, child.as_bytes().to_vec()].concat();
+            assert_eq!(encode_record_header(format, id, lengths, &[child]), expected);
+            let header = encode_segment_header(format);
+            let start = checked([b"FLOTSEG\0", &format.version().to_le_bytes()[..]].concat());
+            assert_eq!(header[..24], [&start[..], &nonce].concat());
+            assert_eq!(header[24..], check::<8>(&header[..24]));
+        }
     }
 
     /// The rule of binaries that know only format 1: they delete a file whose header is invalid.

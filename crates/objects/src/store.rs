@@ -8,40 +8,41 @@
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
-    io::{self, IoSliceMut},
-    mem,
+    io, mem,
     os::unix::fs::FileExt,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use bytes::Bytes;
 use flotilla_failpoints::{Place, io as failpoint, reached};
 use flotilla_types::{Holder, ObjectId};
 use parking_lot::{Mutex, RwLock};
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::{
-    CHILDREN_MAX, ObjectError,
+    CHILDREN_MAX, ObjectError, UploadBounds,
+    compression::Compression,
     error::at,
-    index::{Entry, Index, Known, Location, Stored},
+    index::{Entry, Index, Known, Location},
     load::{Found, add_footer, load, segment_path},
-    segment::{Format, encode_record_header, encode_segment_header},
+    node::Stored,
+    segment::{Format, Lengths, encode_record_header, encode_segment_header},
     tables::Closed,
 };
 
-/// Attempts of a read whose segment is deleted by a collection meanwhile; an object moves at most once per
-/// collection.
-const READ_ATTEMPTS_MAX: u32 = 8;
+/// Bytes of a payload that is copied behind its header.
+const COPIED_BYTES_MAX: usize = 64 << 10;
 
-/// Segment files kept open for reading.
-const FILES_OPEN_MAX: usize = 128;
+/// Bytes of a segment, unless it has a single object.
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// Bounds of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Bytes at which a segment is closed; a larger object gets its own segment. 1 MiB–1 GiB: larger segments
-    /// mean fewer files, smaller ones finer collection.
+    /// Bytes at which a segment is closed; a larger object gets its own segment. 1 MiB–1 GiB, which is the most
+    /// that is used: larger segments mean fewer files, smaller ones finer collection.
     pub segment_bytes: u64,
     /// Bytes of an object; larger ones are refused. At most 4 GiB − 1, and an object is read into memory
     /// whole.
@@ -51,11 +52,19 @@ pub struct Options {
     pub live_percent_min: u8,
     /// Bytes that one collection copies, at most; it may exceed this for a single segment.
     pub compact_bytes_max: u64,
+    /// What uploads may hold.
+    pub uploads: UploadBounds,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, object_bytes_max: 65 << 20, live_percent_min: 50, compact_bytes_max: 64 << 20 }
+        Self {
+            segment_bytes: 32 << 20,
+            object_bytes_max: 65 << 20,
+            live_percent_min: 50,
+            compact_bytes_max: 64 << 20,
+            uploads: UploadBounds::default(),
+        }
     }
 }
 
@@ -83,9 +92,12 @@ pub struct ObjectStore {
     pub(crate) collecting: Mutex<()>,
     syncing: Mutex<()>,
     /// Held while a file is opened for reading.
-    opening: Mutex<()>,
+    pub(crate) opening: Mutex<()>,
     /// Files open for reading.
-    files: Mutex<HashMap<u64, Arc<File>>>,
+    pub(crate) files: Mutex<HashMap<u64, Arc<File>>>,
+    pub(crate) compression: Compression,
+    /// Whether compressible objects may be compressed.
+    may_compress: AtomicBool,
     /// The fsync that failed.
     poisoned: OnceLock<Arc<io::Error>>,
     #[cfg(test)]
@@ -101,8 +113,8 @@ pub struct ObjectStore {
 pub(crate) struct Writer {
     active: Option<Active>,
     next_segment: u64,
-    /// Whether new segments have the format whose objects may have children.
-    with_children: bool,
+    /// The version of the format that new segments have.
+    version: u32,
     dirty: Vec<Arc<File>>,
     dirty_folder: bool,
     unsynced: Vec<Unsynced>,
@@ -128,6 +140,34 @@ struct Unsynced {
     to: Location,
 }
 
+/// A record to append.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Record<'a> {
+    pub(crate) id: ObjectId,
+    /// The object's bytes, or their frame.
+    pub(crate) stored: &'a [u8],
+    pub(crate) lengths: Lengths,
+    pub(crate) children: &'a [ObjectId],
+}
+
+impl Record<'_> {
+    /// The lowest version of a format that can have it.
+    fn version_min(&self) -> u32 {
+        match (self.lengths.is_compressed(), self.children) {
+            (true, _) => 3,
+            (false, [_, ..]) => 2,
+            (false, []) => 1,
+        }
+    }
+}
+
+/// Whether an object may be stored compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Plain,
+    Compressible,
+}
+
 /// Which copy of an object a record replaces.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Replaces {
@@ -145,9 +185,11 @@ impl ObjectStore {
     /// durable.
     pub fn open(dir: impl Into<PathBuf>, options: Options) -> Result<Self, ObjectError> {
         let dir = dir.into();
+        let options = Options { segment_bytes: options.segment_bytes.min(SEGMENT_BYTES_MAX), ..options };
         fs::create_dir_all(&dir)?;
-        let Found { index, next_segment, with_children } = load(&dir)?;
-        let writer = Writer { next_segment, with_children, ..Writer::default() };
+        let compression = Compression::default();
+        let Found { index, next_segment, version } = load(&dir, &compression)?;
+        let writer = Writer { next_segment, version, ..Writer::default() };
         let folder = File::open(&dir)?;
         folder.sync_all()?;
         if let Some(parent) = dir.canonicalize()?.parent() {
@@ -163,6 +205,8 @@ impl ObjectStore {
             syncing: Mutex::new(()),
             opening: Mutex::default(),
             files: Mutex::default(),
+            compression,
+            may_compress: AtomicBool::new(version > 2),
             poisoned: OnceLock::new(),
             #[cfg(test)]
             fail_next_sync: false.into(),
@@ -181,16 +225,40 @@ impl ObjectStore {
     /// follow from the bytes: for an object that is present, those that were not known are added.
     pub fn put(&self, bytes: &[u8], children: &[ObjectId]) -> Result<ObjectId, ObjectError> {
         let id = ObjectId::of(bytes);
-        self.store(id, bytes, children)?;
+        self.store(id, bytes, children, Form::Plain)?;
+        Ok(id)
+    }
+
+    /// Like [`put`](Self::put), for an object of which rarely a part is read: it is stored compressed if that
+    /// is [allowed](Self::allow_compression), it is no larger than 64 KiB, and this saves a tenth of it.
+    pub fn put_compressible(&self, bytes: &[u8], children: &[ObjectId]) -> Result<ObjectId, ObjectError> {
+        let id = ObjectId::of(bytes);
+        self.store(id, bytes, children, Form::Compressible)?;
         Ok(id)
     }
 
     /// Like [`put`](Self::put), for bytes from elsewhere. Stores nothing if they do not match the id.
     pub fn import(&self, id: ObjectId, bytes: &[u8], children: &[ObjectId]) -> Result<(), ObjectError> {
+        self.import_as(id, bytes, children, Form::Plain)
+    }
+
+    /// Like [`import`](Self::import) and [`put_compressible`](Self::put_compressible).
+    pub fn import_compressible(&self, id: ObjectId, bytes: &[u8], children: &[ObjectId]) -> Result<(), ObjectError> {
+        self.import_as(id, bytes, children, Form::Compressible)
+    }
+
+    fn import_as(&self, id: ObjectId, bytes: &[u8], children: &[ObjectId], form: Form) -> Result<(), ObjectError> {
         if ObjectId::of(bytes) != id {
             return Err(ObjectError::Mismatch(id));
         }
-        self.store(id, bytes, children)
+        self.store(id, bytes, children, form)
+    }
+
+    /// Allows compression from now on. Binaries that do not know segments of format 3 refuse the folder once
+    /// there is one: call this when the cluster's version says that they are out of use. A store that finds
+    /// such a segment needs no call.
+    pub fn allow_compression(&self) {
+        self.may_compress.store(true, Ordering::Release);
     }
 
     /// Makes every object stored so far durable. After an error the store is poisoned.
@@ -230,79 +298,16 @@ impl ObjectStore {
     /// Adds its table of contents to a closed segment, whose records are durable. Without one, the next open
     /// scans the segment.
     fn finish(&self, segment: &Active) {
-        let Active { number, file, format: Format::V2(nonce), end, .. } = segment else { return };
+        let Active { number, file, format, end, .. } = segment;
+        if format.nonce().is_none() {
+            return;
+        }
         let records = self.index.read().contents(*number, true);
         if failpoint(Place::ObjectsBeforeFooter).is_ok() {
-            let bytes = add_footer(file, *nonce, &records, *end, *number);
+            let bytes = add_footer(file, *format, &records, *end, *number);
             reached(Place::ObjectsFooterWritten);
             self.index.write().tables.grown(*number, bytes);
         }
-    }
-
-    /// The bytes of an object, verified against its id. A damaged object counts as missing from then on.
-    pub fn get(&self, id: ObjectId) -> Result<Bytes, ObjectError> {
-        let (entry, bytes) = self.read_entry(id, 0, u32::MAX)?;
-        match bytes {
-            Some(bytes) if ObjectId::of(&bytes) == id => {
-                if !entry.stored.verified {
-                    self.index.write().mark_verified(id, entry.location);
-                }
-                Ok(bytes.into())
-            }
-            _ => {
-                tracing::error!(object = %id, segment = entry.location.segment, "object is damaged on disk");
-                self.index.write().forget(id, entry.location);
-                Err(ObjectError::Damaged(id))
-            }
-        }
-    }
-
-    /// `len` bytes of an object from `offset` on (fewer at its end), **not verified**: use them as a hint, or
-    /// check them against another checksum.
-    pub fn slice(&self, id: ObjectId, offset: u32, len: u32) -> Result<Bytes, ObjectError> {
-        let (entry, bytes) = self.read_entry(id, offset, len)?;
-        bytes.map(Bytes::from).ok_or_else(|| {
-            self.index.write().forget(id, entry.location);
-            ObjectError::Damaged(id)
-        })
-    }
-
-    /// As [`slice`](Self::slice), but only what needs no wait for the disk: `None` if a byte of it is not in
-    /// the page cache, its file is not open, or the file system cannot tell (`RWF_NOWAIT`). Failures are
-    /// `None` too; [`slice`](Self::slice) says which.
-    #[must_use]
-    pub fn slice_in_memory(&self, id: ObjectId, offset: u32, len: u32) -> Option<Bytes> {
-        self.check_healthy().ok()?;
-        let Location { segment, offset: start, len: whole } = self.index.read().entry(id)?.location;
-        let file = self.files.lock().get(&segment)?.clone();
-        let offset = offset.min(whole);
-        let mut bytes = vec![0; len.min(whole - offset) as usize];
-        let buffers = &mut [IoSliceMut::new(&mut bytes)];
-        let read = preadv2(&file, buffers, start + u64::from(offset), ReadWriteFlags::NOWAIT).ok()?;
-        (read == bytes.len()).then(|| bytes.into())
-    }
-
-    /// Reads part of an object, together with its index entry; no bytes if the file is missing or too short.
-    fn read_entry(&self, id: ObjectId, offset: u32, len: u32) -> Result<(Entry, Option<Vec<u8>>), ObjectError> {
-        self.check_healthy()?;
-        let mut tried = None;
-        for _ in 0..READ_ATTEMPTS_MAX {
-            let entry = self.index.read().entry(id).ok_or(ObjectError::Missing(id))?;
-            let Location { segment, offset: start, len: whole } = entry.location;
-            let offset = offset.min(whole);
-            match self.read(segment, start + u64::from(offset), len.min(whole - offset)) {
-                Ok(bytes) => return Ok((entry, Some(bytes))),
-                // Collection may have moved the object between the look-up and the read.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && tried != Some(entry.location) => {
-                    tried = Some(entry.location);
-                }
-                Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
-                    return Err(error.into());
-                }
-                Err(_) => return Ok((entry, None)),
-            }
-        }
-        Err(ObjectError::Missing(id))
     }
 
     /// Whether the object is present and durable. A poisoned store finds nothing:
@@ -315,7 +320,7 @@ impl ObjectStore {
     /// The length of an object that is present, durable or not.
     #[must_use]
     pub fn len_bytes(&self, id: ObjectId) -> Option<u64> {
-        self.index.read().entry(id).map(|entry| u64::from(entry.location.len))
+        self.index.read().entry(id).map(|entry| u64::from(entry.location.lengths.plain))
     }
 
     /// The objects that an object needs, if they are known: those of one that is not present may not be.
@@ -348,19 +353,22 @@ impl ObjectStore {
 
     /// Removes one pin of [`put`](Self::put), [`import`](Self::import) or [`pin`](Self::pin).
     pub fn unpin(&self, id: ObjectId) {
-        self.index.write().unpin(id);
+        self.change(|index| index.unpin(id));
     }
 
     /// Replaces the objects that a holder needs, its roots. They and everything that is reachable from them
     /// by children stay. Roots need not be present yet; what they need is held as soon as they are. Without
     /// roots the holder is gone. Takes time for what changes, and for a comparison of the roots.
     pub fn hold(&self, holder: Holder, roots: impl IntoIterator<Item = ObjectId>) {
-        self.index.write().hold(holder, roots.into_iter());
+        self.change(|index| index.hold(holder, roots.into_iter()));
     }
 
-    /// Ends the hold of a holder.
+    /// Ends the hold of a holder, or an upload.
     pub fn let_go(&self, holder: Holder) {
         self.hold(holder, []);
+        if let Holder::Upload(upload) = holder {
+            self.end_upload(upload);
+        }
     }
 
     /// Disk usage of the store.
@@ -383,7 +391,7 @@ impl ObjectStore {
         self.poisoned.get().map_or(Ok(()), |error| Err(ObjectError::Poisoned(error.clone())))
     }
 
-    fn store(&self, id: ObjectId, bytes: &[u8], children: &[ObjectId]) -> Result<(), ObjectError> {
+    fn store(&self, id: ObjectId, bytes: &[u8], children: &[ObjectId], form: Form) -> Result<(), ObjectError> {
         self.check_healthy()?;
         let bytes_max = self.options.object_bytes_max.min(u64::from(u32::MAX));
         if bytes.len() as u64 > bytes_max {
@@ -393,6 +401,8 @@ impl ObjectStore {
         if self.pin_intact(id, &children)? {
             return Ok(());
         }
+        let compresses = form == Form::Compressible && self.may_compress.load(Ordering::Acquire);
+        let frame = if compresses { self.compression.compress(bytes) } else { None };
         let mut writer = self.writer.lock();
         // Another thread may have stored it since the look-up; from here on the writer lock prevents that.
         let mut index = self.index.write();
@@ -409,14 +419,18 @@ impl ObjectStore {
             }
         };
         drop(index);
-        let location = self.append(&mut writer, id, bytes, &children, replaces)?;
-        let mut index = self.index.write();
-        if index.entry(id).is_some() {
-            index.replace_children(id, &children);
-        } else {
-            index.insert(id, Entry { location, stored: Stored { synced: false, verified: true } }, &children);
-        }
-        index.pin(id);
+        let stored = frame.as_deref().unwrap_or(bytes);
+        let lengths = Lengths { stored: stored.len() as u32, plain: bytes.len() as u32 };
+        let record = Record { id, stored, lengths, children: &children };
+        let location = self.append(&mut writer, record, replaces)?;
+        self.change(|index| {
+            if index.entry(id).is_some() {
+                index.replace_children(id, &children);
+            } else {
+                index.insert(id, Entry { location, stored: Stored { synced: false, verified: true } }, &children);
+            }
+            index.pin(id);
+        });
         Ok(())
     }
 
@@ -436,11 +450,7 @@ impl ObjectStore {
                     Some(_) => {}
                 }
             }
-            match self.get(id) {
-                Ok(_) => {}
-                Err(ObjectError::Damaged(_) | ObjectError::Missing(_)) => return Ok(false),
-                Err(error) => return Err(error),
-            }
+            self.verify(id)?;
         }
     }
 
@@ -449,20 +459,17 @@ impl ObjectStore {
     pub(crate) fn append(
         &self,
         writer: &mut Writer,
-        id: ObjectId,
-        bytes: &[u8],
-        children: &[ObjectId],
+        record: Record<'_>,
         replaces: Replaces,
     ) -> Result<Location, ObjectError> {
-        writer.with_children |= !children.is_empty();
-        let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
-        let bytes_max = self.options.segment_bytes;
+        let Record { id, stored, lengths, children } = record;
+        writer.version = writer.version.max(record.version_min());
+        let (version, bytes_max) = (writer.version, self.options.segment_bytes);
         let is_full = |active: &Active| {
             let header_bytes = active.format.record_header_bytes() + size_of_val(children) as u64;
-            active.end + header_bytes + u64::from(len) > bytes_max
+            active.end + header_bytes + stored.len() as u64 > bytes_max
         };
-        let with_children = writer.with_children;
-        let is_unfit = |active: &Active| with_children && active.format == Format::V1;
+        let is_unfit = |active: &Active| active.format.version() < version;
         if let Some(full) = writer.active.take_if(|active| is_full(active) || is_unfit(active)) {
             self.index.write().tables.close(full.number, Closed { bytes: full.end, inherited: false });
             writer.closing.push(full);
@@ -473,17 +480,21 @@ impl ObjectStore {
         let Writer { active: Some(active), dirty, unsynced, .. } = writer else {
             return Err(io::Error::other("no active segment").into());
         };
-        let header = encode_record_header(active.format, id, len, children);
-        let to = Location { segment: active.number, offset: active.end + header.len() as u64, len };
-        let written = failpoint(Place::ObjectsBeforeAppend)
-            .and_then(|()| active.file.write_all_at(&header, active.end))
-            .and_then(|()| active.file.write_all_at(bytes, to.offset));
+        let mut bytes = encode_record_header(active.format, id, lengths, children);
+        let to = Location { segment: active.number, offset: active.end + bytes.len() as u64, lengths };
+        let written = failpoint(Place::ObjectsBeforeAppend).and_then(|()| {
+            // A small payload is written together with its header: that is one call to the kernel.
+            let (together, rest) = if stored.len() <= COPIED_BYTES_MAX { (stored, &[][..]) } else { (&[][..], stored) };
+            bytes.extend_from_slice(together);
+            active.file.write_all_at(&bytes, active.end)?;
+            active.file.write_all_at(rest, to.offset)
+        });
         written.map_err(at(&self.segment_path(active.number)))?;
         if !active.dirty {
             active.dirty = true;
             dirty.push(active.file.clone());
         }
-        active.end = to.offset + u64::from(len);
+        active.end = to.offset + u64::from(lengths.stored);
         let from = match replaces {
             Replaces::Nothing => Some(to),
             Replaces::Copy(from) => Some(from),
@@ -500,7 +511,7 @@ impl ObjectStore {
         let path = self.segment_path(number);
         let create = || OpenOptions::new().write(true).create_new(true).open(&path);
         let file = self.open_freeing(create).map_err(at(&path))?;
-        let format = if writer.with_children { Format::v2() } else { Format::V1 };
+        let format = Format::new(writer.version);
         if let Err(error) = file.write_all_at(&encode_segment_header(format), 0) {
             // On a full disk each retry would leave one more empty file.
             let _ = fs::remove_file(&path);
@@ -512,67 +523,9 @@ impl ObjectStore {
         Ok(Active { number, file: Arc::new(file), format, end: format.segment_header_bytes(), dirty: false })
     }
 
-    fn read(&self, segment: u64, offset: u64, len: u32) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; len as usize];
-        let read = self.file(segment).and_then(|file| file.read_exact_at(&mut bytes, offset));
-        read.map_err(at(&self.segment_path(segment)))?;
-        Ok(bytes)
-    }
-
-    /// Opens a segment for one reader.
-    pub(crate) fn open_segment(&self, segment: u64) -> io::Result<File> {
-        let path = self.segment_path(segment);
-        self.open_freeing(|| File::open(&path)).map_err(at(&path))
-    }
-
     /// The segment that is appended to, and its bytes.
     pub(crate) fn active_segment(&self) -> Option<(u64, u64)> {
         self.writer.lock().active.as_ref().map(|active| (active.number, active.end))
-    }
-
-    fn file(&self, segment: u64) -> io::Result<Arc<File>> {
-        let opened = || self.files.lock().get(&segment).cloned();
-        if let Some(file) = opened() {
-            return Ok(file);
-        }
-        let _opening = self.opening.lock();
-        if let Some(file) = opened() {
-            return Ok(file);
-        }
-        let file = Arc::new(self.open_freeing(|| File::open(self.segment_path(segment)))?);
-        let mut files = self.files.lock();
-        if files.len() >= FILES_OPEN_MAX
-            && let Some(any) = files.keys().next().copied()
-        {
-            files.remove(&any);
-        }
-        files.insert(segment, file.clone());
-        Ok(file)
-    }
-
-    /// Opens a file. While descriptors have run out, closes files that are kept open for reading.
-    fn open_freeing(&self, mut open: impl FnMut() -> io::Result<File>) -> io::Result<File> {
-        loop {
-            let exhausted = match self.fail_open().and_then(|()| open()) {
-                Err(error) if is_out_of_descriptors(&error) => error,
-                opened => return opened,
-            };
-            let mut files = self.files.lock();
-            let Some(any) = files.keys().next().copied() else { return Err(exhausted) };
-            files.remove(&any);
-        }
-    }
-
-    /// An error that a test injects.
-    fn fail_open(&self) -> io::Result<()> {
-        #[cfg(test)]
-        {
-            use std::sync::atomic::Ordering::Relaxed;
-            if self.opens_to_fail.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
-                return Err(Errno::MFILE.into());
-            }
-        }
-        Ok(())
     }
 
     /// Deletes a segment's file. Reads in progress still succeed; the space is freed when they end.
@@ -604,11 +557,6 @@ impl ObjectStore {
         }
         file.sync_all()
     }
-}
-
-/// Whether the process, or the machine, has no file descriptor left.
-fn is_out_of_descriptors(error: &io::Error) -> bool {
-    Errno::from_io_error(error).is_some_and(|errno| errno == Errno::MFILE || errno == Errno::NFILE)
 }
 
 /// Children in ascending order, without duplicates and without the object itself.

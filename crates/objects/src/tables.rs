@@ -5,7 +5,15 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::index::Slot;
+use slab::Slab;
+
+use crate::node::Slot;
+
+/// A number for a segment that exists, shorter than that of its file: at most 28 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SegmentKey(pub(crate) u32);
+
+const KEY_MAX: usize = (1 << 28) - 1;
 
 /// A segment that is no longer appended to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,8 +24,9 @@ pub(crate) struct Closed {
     pub(crate) inherited: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Table {
+    key: SegmentKey,
     /// Nodes of objects that are or were in the segment, some perhaps twice.
     slots: Vec<Slot>,
     /// Bytes of the records of its objects that are held.
@@ -32,6 +41,8 @@ pub(crate) struct Table {
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
     pub(crate) tables: HashMap<u64, Table>,
+    /// The numbers of the segments, by key.
+    numbers: Slab<u64>,
     /// Live bytes and number of every closed segment of this run.
     own: BTreeSet<(u64, u64)>,
     /// Live bytes and number of every segment of earlier runs.
@@ -50,16 +61,34 @@ pub(crate) struct Candidate {
 impl Tables {
     /// Begins a segment.
     pub(crate) fn begin(&mut self, segment: u64) {
-        self.tables.insert(segment, Table::default());
+        self.table(segment);
+    }
+
+    /// The table of a segment, which begins if there is none.
+    fn table(&mut self, segment: u64) -> &mut Table {
+        let Self { tables, numbers, .. } = self;
+        tables.entry(segment).or_insert_with(|| {
+            let key = numbers.insert(segment);
+            assert!(key <= KEY_MAX, "more than 2^28 segments");
+            Table { key: SegmentKey(key as u32), slots: Vec::new(), live_bytes: 0, unsynced: 0, closed: None }
+        })
+    }
+
+    pub(crate) fn key(&mut self, segment: u64) -> SegmentKey {
+        self.table(segment).key
+    }
+
+    pub(crate) fn number(&self, key: SegmentKey) -> u64 {
+        self.numbers[key.0 as usize]
     }
 
     /// A segment is complete.
     pub(crate) fn close(&mut self, segment: u64, closed: Closed) {
-        let table = self.tables.entry(segment).or_default();
+        let table = self.table(segment);
         table.slots.shrink_to_fit();
         table.closed = Some(closed);
-        self.closed_bytes += closed.bytes;
         let key = (table.live_bytes, segment);
+        self.closed_bytes += closed.bytes;
         self.order(closed).insert(key);
     }
 
@@ -73,6 +102,7 @@ impl Tables {
 
     pub(crate) fn remove(&mut self, segment: u64) {
         let Some(table) = self.tables.remove(&segment) else { return };
+        self.numbers.remove(table.key.0 as usize);
         if let Some(closed) = table.closed {
             self.closed_bytes -= closed.bytes;
             self.order(closed).remove(&(table.live_bytes, segment));
@@ -107,7 +137,7 @@ impl Tables {
     }
 
     pub(crate) fn list(&mut self, segment: u64, slot: Slot) {
-        self.tables.entry(segment).or_default().slots.push(slot);
+        self.table(segment).slots.push(slot);
     }
 
     pub(crate) fn slots(&self, segment: u64) -> &[Slot] {
@@ -150,6 +180,8 @@ impl Tables {
     /// Whether the ordered sets and totals are those of the tables.
     #[cfg(test)]
     pub(crate) fn audit(&self) {
+        assert_eq!(self.numbers.len(), self.tables.len());
+        assert!(self.tables.iter().all(|(number, table)| self.number(table.key) == *number));
         let mut again = Self::default();
         for (segment, table) in &self.tables {
             if let Some(closed) = table.closed {

@@ -1,8 +1,11 @@
 //! Tests of the store on real files: durability, damage, holds, collection.
 
 mod children;
+mod compression;
 mod histories;
 mod scrub;
+mod space;
+mod uploads;
 
 use std::{fs, io, path::Path, sync::atomic::Ordering};
 

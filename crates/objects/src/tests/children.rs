@@ -338,7 +338,7 @@ fn a_segment_that_gets_no_table_of_contents_is_scanned() {
     let path = segment_files(dir.path()).remove(0);
     let bytes = fs::metadata(&path).unwrap().len();
     let read_only = fs::File::open(&path).unwrap();
-    assert_eq!(crate::load::add_footer(&read_only, [0; 8], &[], bytes, 1), 0);
+    assert_eq!(crate::load::add_footer(&read_only, Format::V2([0; 8]), &[], bytes, 1), 0);
     assert_eq!(fs::metadata(&path).unwrap().len(), bytes);
     // Part of one, as a full disk leaves it.
     fs::File::options().append(true).open(&path).unwrap().write_all(b"FLOTEND").unwrap();

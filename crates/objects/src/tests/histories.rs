@@ -6,6 +6,7 @@ use std::{
     fs,
     os::unix::fs::{FileExt, MetadataExt},
     path::Path,
+    time::{Duration, Instant},
 };
 
 use flotilla_types::{Holder, ObjectId, ReplicaId};
@@ -13,11 +14,14 @@ use proptest::{collection::vec, prelude::*};
 use tempfile::TempDir;
 
 use super::{segment_files, small};
-use crate::{ObjectStore, Options, Scope, ScrubPass, load::segment_path};
+use crate::{ObjectStore, Options, Scope, ScrubPass, UploadBounds, UploadError, load::segment_path, segment::Lengths};
 
-/// Objects that a history uses. Each has children among those before it.
+/// Objects that a history uses. Each has children among those before it, and every other one may be compressed.
 const OBJECTS: usize = 14;
 const HOLDERS: u64 = 3;
+const UPLOADS: u64 = 3;
+/// Uploads at a time.
+const UPLOADS_MAX: usize = 2;
 
 type Set = BTreeSet<usize>;
 
@@ -29,8 +33,17 @@ enum Step {
     Unpin(usize),
     Hold(u64, Set),
     LetGo(u64),
+    /// An upload begins, or goes on, for so many seconds.
+    Begin(u64, u64),
+    Renew(u64, u64),
+    /// An upload asks which objects are missing; the others are held for it.
+    Need(u64, Set),
+    EndUpload(u64),
+    /// Seconds pass.
+    Pass(u64),
     Sync,
     Collect(Scope),
+    AllowCompression,
     /// The process is killed and starts again.
     Restart,
     /// So is the machine; the choices say what became of what no fsync covered.
@@ -51,8 +64,15 @@ fn step() -> impl Strategy<Value = Step> {
         8 => object.clone().prop_map(Step::Unpin),
         6 => (0..HOLDERS, some).prop_map(|(holder, some)| Step::Hold(holder, some)),
         3 => (0..HOLDERS).prop_map(Step::LetGo),
+        4 => (0..UPLOADS, 1..40_u64).prop_map(|(upload, seconds)| Step::Begin(upload, seconds)),
+        1 => (0..UPLOADS, 1..40_u64).prop_map(|(upload, seconds)| Step::Renew(upload, seconds)),
+        6 => (0..UPLOADS, proptest::collection::btree_set(0..OBJECTS, 1..5))
+            .prop_map(|(upload, some)| Step::Need(upload, some)),
+        1 => (0..UPLOADS).prop_map(Step::EndUpload),
+        2 => (1..30_u64).prop_map(Step::Pass),
         4 => Just(Step::Sync),
         5 => prop_oneof![Just(Scope::All), Just(Scope::SinceOpen)].prop_map(Step::Collect),
+        1 => Just(Step::AllowCompression),
         1 => Just(Step::Restart),
         1 => vec(any::<u8>(), 1..8).prop_map(Step::PowerLoss),
         2 => (object, any::<bool>()).prop_map(|(object, noticed)| Step::Damage(object, noticed)),
@@ -65,6 +85,8 @@ fn step() -> impl Strategy<Value = Step> {
 struct Model {
     pins: BTreeMap<usize, u32>,
     roots: BTreeMap<u64, Set>,
+    /// The deadline of each upload, and what it holds.
+    uploads: BTreeMap<u64, (Instant, Set)>,
     /// Objects that are present and intact.
     present: Set,
     /// Those that are durable.
@@ -85,17 +107,20 @@ struct Test {
     children: Vec<Set>,
     store: Option<ObjectStore>,
     pass: Option<ScrubPass>,
+    now: Instant,
     model: Model,
 }
 
 impl Test {
     fn new(live_percent_min: u8, edges: &[u16]) -> Self {
         let dir = memory_dir();
-        let options = Options { live_percent_min, ..small() };
+        let uploads = UploadBounds { uploads_max: UPLOADS_MAX, ..UploadBounds::default() };
+        let options = Options { live_percent_min, uploads, ..small() };
         let store = ObjectStore::open(dir.path(), options.clone()).unwrap();
         let children = (0..OBJECTS).map(|n| (0..n).filter(|child| edges[n] >> child & 1 == 1).collect()).collect();
         let links = memory_dir();
-        Self { dir, links, options, children, store: Some(store), pass: None, model: Model::default() }
+        let (now, model) = (Instant::now(), Model::default());
+        Self { dir, links, options, children, store: Some(store), pass: None, now, model }
     }
 
     fn store(&self) -> &ObjectStore {
@@ -116,8 +141,11 @@ impl Test {
 
     /// What is reachable by the children of these objects.
     fn closure(&self, through: impl Fn(usize) -> bool) -> Set {
-        let mut queue: Vec<usize> =
-            self.model.pins.keys().chain(self.model.roots.values().flatten()).copied().collect();
+        let held = self.model.roots.values().chain(self.model.uploads.values().map(|(_, held)| held));
+        self.closure_of(self.model.pins.keys().chain(held.flatten()).copied().collect(), through)
+    }
+
+    fn closure_of(&self, mut queue: Vec<usize>, through: impl Fn(usize) -> bool) -> Set {
         let mut reached = Set::new();
         while let Some(n) = queue.pop() {
             if reached.insert(n) && through(n) {
@@ -130,11 +158,15 @@ impl Test {
     fn run(&mut self, step: &Step) {
         match step {
             Step::Store(n) => {
-                assert_eq!(self.store().put(&Self::bytes(*n), &self.child_ids(*n)).unwrap(), Self::id(*n));
+                let (bytes, children) = (Self::bytes(*n), self.child_ids(*n));
+                let put = if n % 2 == 0 { ObjectStore::put } else { ObjectStore::put_compressible };
+                assert_eq!(put(self.store(), &bytes, &children).unwrap(), Self::id(*n));
                 self.stored(*n);
             }
             Step::Import(n) => {
-                self.store().import(Self::id(*n), &Self::bytes(*n), &self.child_ids(*n)).unwrap();
+                let (bytes, children) = (Self::bytes(*n), self.child_ids(*n));
+                let import = if n % 2 == 0 { ObjectStore::import } else { ObjectStore::import_compressible };
+                import(self.store(), Self::id(*n), &bytes, &children).unwrap();
                 self.stored(*n);
                 self.unpin(*n);
             }
@@ -158,10 +190,21 @@ impl Test {
                 self.store().sync().unwrap();
                 self.model.durable.clone_from(&self.model.present);
             }
+            Step::Begin(upload, seconds) => self.begin(*upload, Duration::from_secs(*seconds)),
+            Step::Renew(upload, seconds) => self.renew(*upload, Duration::from_secs(*seconds)),
+            Step::Need(upload, some) => self.need(*upload, some),
+            Step::EndUpload(upload) => {
+                self.store().end_upload(*upload);
+                self.model.uploads.remove(upload);
+            }
+            Step::Pass(seconds) => self.now += Duration::from_secs(*seconds),
             Step::Collect(scope) => {
+                self.store().end_due_uploads(self.now);
+                self.end_due_uploads();
                 self.store().collect(*scope).unwrap();
                 self.collected(*scope);
             }
+            Step::AllowCompression => self.store().allow_compression(),
             Step::Restart => {
                 self.store = None;
                 self.reopen();
@@ -179,6 +222,56 @@ impl Test {
         }
         self.link();
         self.check();
+    }
+
+    fn end_due_uploads(&mut self) {
+        let now = self.now;
+        self.model.uploads.retain(|_, (deadline, _)| *deadline > now);
+    }
+
+    fn begin(&mut self, upload: u64, time: Duration) {
+        let begun = self.store().begin_upload(upload, self.now, time);
+        self.end_due_uploads();
+        let goes_on = self.model.uploads.contains_key(&upload);
+        if goes_on || self.model.uploads.len() < UPLOADS_MAX {
+            begun.unwrap();
+            self.model.uploads.entry(upload).or_insert((self.now, Set::new())).0 = self.now + time;
+        } else {
+            assert!(matches!(begun, Err(UploadError::TooManyUploads(UPLOADS_MAX))));
+        }
+    }
+
+    fn renew(&mut self, upload: u64, time: Duration) {
+        let renewed = self.store().renew_upload(upload, self.now, time);
+        self.end_due_uploads();
+        assert_eq!(renewed.is_ok(), self.model.uploads.contains_key(&upload));
+        if let Some((deadline, _)) = self.model.uploads.get_mut(&upload) {
+            *deadline = self.now + time;
+        }
+    }
+
+    /// An answer names what is absent, below what is present as well; what else was asked for is held.
+    fn need(&mut self, upload: u64, some: &Set) {
+        let ids: Vec<_> = some.iter().map(|n| Self::id(*n)).collect();
+        let answer = self.store().need(upload, self.now, &ids);
+        self.end_due_uploads();
+        let Some((_, held)) = self.model.uploads.get_mut(&upload) else {
+            return assert!(matches!(answer, Err(UploadError::Ended(ended)) if ended == upload));
+        };
+        let answer = answer.unwrap();
+        let is_missing = |n: &usize| answer.contains(&Self::id(*n));
+        held.extend(some.iter().filter(|n| !is_missing(n)));
+        let is_present = |n| self.model.present.contains(&n);
+        let certain = self.closure_of(some.iter().copied().collect(), is_present);
+        for n in &certain {
+            // More may have survived a loss of power than had to.
+            let is_here = || self.store().get(Self::id(*n)).is_ok_and(|bytes| bytes == Self::bytes(*n));
+            assert!(is_missing(n) || self.model.unnoticed.contains(n) || is_here(), "{n} is missing");
+        }
+        let below = self.closure_of(some.iter().copied().collect(), |_| true);
+        assert!(below.iter().all(|n| !is_missing(n) || !is_present(*n)), "what is here is not missing");
+        assert!(answer.iter().all(|id| below.iter().any(|n| Self::id(*n) == *id)), "nobody needs it");
+        assert_eq!(answer.iter().collect::<BTreeSet<_>>().len(), answer.len(), "each once");
     }
 
     fn stored(&mut self, n: usize) {
@@ -241,9 +334,14 @@ impl Test {
             for n in 0..OBJECTS {
                 let Some(entry) = self.store().index.read().entry(Self::id(n)) else { continue };
                 let file = fs::File::open(segment_path(self.dir.path(), entry.location.segment)).unwrap();
-                let mut bytes = vec![0; entry.location.len as usize];
+                let Lengths { stored, .. } = entry.location.lengths;
+                let mut bytes = vec![0; stored as usize];
                 file.read_exact_at(&mut bytes, entry.location.offset).unwrap();
-                assert!(bytes == Self::bytes(n) || !entry.stored.synced, "{n} is damaged and was not found");
+                let plain = self.store().compression.plain_of(bytes.into(), entry.location.lengths);
+                assert!(
+                    plain.is_some_and(|plain| plain == Self::bytes(n)) || !entry.stored.synced,
+                    "{n} is damaged and was not found"
+                );
             }
         }
         self.pass = Some(pass).filter(|_| !scrubbed.ended);
