@@ -19,6 +19,7 @@ mod records;
 mod remedy;
 mod replace;
 mod value;
+mod value_objects;
 
 pub use bounds::ReplicaBounds;
 pub use engine::{
@@ -37,6 +38,7 @@ pub use overlay::Overlay;
 pub use remedy::{Failure, Remedy, remedy};
 pub use replace::{ReplaceStep, replace_file, sync_dir};
 pub use value::Value;
+pub use value_objects::{UploadError, ValueObjects};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
