@@ -785,4 +785,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-sim"),
         also: None,
     },
+    Fault {
+        name: "tombstone-says-nothing",
+        what: "a replica that was given up before a crash, and is still wanted, is silently never created",
+        file: "crates/replication/src/core/mod.rs",
+        before: "            effects.notices.push(Notice::Lost { replicas, reason: LostReason::Tombstone });",
+        after: "            drop(replicas);",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
 ];
