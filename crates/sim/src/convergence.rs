@@ -7,7 +7,7 @@ use flotilla_kv::verify;
 use flotilla_membership as membership;
 use flotilla_meta::{MetaState, NodeState};
 use flotilla_replication::{Contents, ReplicaStatus, Role};
-use flotilla_storage::{Log as _, conformance::WithoutReferring};
+use flotilla_storage::Log as _;
 use flotilla_types::{Holder, KeyRange, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardId, VersionRange};
 use rand::RngExt as _;
 
@@ -331,7 +331,7 @@ impl World {
                 let id = replica.replica;
                 let held = node.running.as_ref().map(|running| running.applier.contents(id));
                 let Some(Contents::AtRest(held)) = held else { return Err(id) };
-                let verified = verify(&held.system, &WithoutReferring(&*held.records));
+                let verified = verify(&held.system, &*held.records);
                 let found =
                     verified.unwrap_or_else(|error| panic!("{id} of {}: {error}\n{}", node.id, self.describe()));
                 if found.first_expiry_ms.is_some_and(|at_ms| at_ms <= now_ms) {
