@@ -96,12 +96,14 @@ impl Node {
         let config = Config::new(([127, 0, 0, 1], 0).into());
         let network = Transport::start(config, identity.expect("an identity"), Arc::new(Alone)).await;
         let network = Arc::new(network.expect("a free port"));
+        let engine = Arc::new(MemoryEngine::default());
         let parts = HostParts {
             node: ME,
             incarnation: Incarnation(1),
             config: HostConfig::default(),
             log: Arc::new(MemoryLog::default()),
-            engine: Arc::new(MemoryEngine::default()),
+            engine: engine.clone(),
+            values: engine,
             machines: Arc::new(|_| Box::new(KvMachine::new(Limits::default()))),
             lists: |_, _| Err("there are no lists"),
             seed: 1,
