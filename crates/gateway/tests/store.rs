@@ -14,7 +14,7 @@ use flotilla_control::{Shards, Topology};
 use flotilla_gateway::{Consistency, GatewayStart, Scan, ScanSnapshot, SnapshotId, Store, StoreError};
 use flotilla_identity::{ClusterAuthority, NodeIdentity, NodeKey};
 use flotilla_kv::{Action, Command, Expiry, KvMachine, Limits, Operation, Otherwise, encode_command};
-use flotilla_meta::{Addresses, Feed, Increment, MetaCommand, MetaFollower, MetaState, NewNode};
+use flotilla_meta::{Addresses, Feed, Increment, MetaCommand, MetaFollower, MetaState, NewNode, ValueSettings};
 use flotilla_placement::{Collection, Sharding};
 use flotilla_replication::{Host, HostConfig, HostParts, clock};
 use flotilla_route::AHEAD_MS_MAX;
@@ -69,6 +69,7 @@ fn metadata() -> Arc<MetaState> {
         buckets: 1,
         replicas: 1,
         initial_nodes: vec![vec![ME]],
+        values: ValueSettings::NONE,
     };
     for command in [MetaCommand::Bootstrap { cluster: CLUSTER, node }, create] {
         let previous = follower.state().version();
