@@ -14,7 +14,7 @@ use flotilla_control::{Shards, Topology};
 use flotilla_gateway::{Consistency, GatewayStart, Scan, ScanSnapshot, SnapshotId, Store, StoreError};
 use flotilla_identity::{ClusterAuthority, NodeIdentity, NodeKey};
 use flotilla_kv::{Action, Command, Expiry, KvMachine, Limits, Operation, Otherwise, encode_command};
-use flotilla_meta::{Addresses, Feed, Increment, MetaCommand, MetaFollower, MetaState, NewNode};
+use flotilla_meta::{Addresses, Feed, Increment, MetaCommand, MetaFollower, MetaState, NewNode, ValueSettings};
 use flotilla_placement::{Collection, Sharding};
 use flotilla_replication::{Host, HostConfig, HostParts, clock};
 use flotilla_route::AHEAD_MS_MAX;
@@ -69,6 +69,7 @@ fn metadata() -> Arc<MetaState> {
         buckets: 1,
         replicas: 1,
         initial_nodes: vec![vec![ME]],
+        values: ValueSettings::NONE,
     };
     for command in [MetaCommand::Bootstrap { cluster: CLUSTER, node }, create] {
         let previous = follower.state().version();
@@ -96,12 +97,14 @@ impl Node {
         let config = Config::new(([127, 0, 0, 1], 0).into());
         let network = Transport::start(config, identity.expect("an identity"), Arc::new(Alone)).await;
         let network = Arc::new(network.expect("a free port"));
+        let engine = Arc::new(MemoryEngine::default());
         let parts = HostParts {
             node: ME,
             incarnation: Incarnation(1),
             config: HostConfig::default(),
             log: Arc::new(MemoryLog::default()),
-            engine: Arc::new(MemoryEngine::default()),
+            engine: engine.clone(),
+            values: engine,
             machines: Arc::new(|_| Box::new(KvMachine::new(Limits::default()))),
             lists: |_, _| Err("there are no lists"),
             seed: 1,

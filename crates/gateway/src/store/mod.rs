@@ -120,7 +120,7 @@ impl Store {
                     None => StoreError::Unavailable { shard: Some(shard), leader: None },
                 }
             }
-            ShardError::Unavailable | ShardError::Stale => {
+            ShardError::Unavailable | ShardError::Stale | ShardError::ObjectsMissing => {
                 StoreError::Unavailable { shard: Some(shard), leader: self.leader(shard) }
             }
         }

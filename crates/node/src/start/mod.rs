@@ -485,12 +485,14 @@ fn open_host(
     let state_dir = folder.state_dir();
     let engine = Engine::open(&state_dir, options)
         .with_context(|| format!("cannot open the state in {}", state_dir.display()))?;
+    let engine = Arc::new(engine);
     let parts = HostParts {
         node: me.node,
         incarnation: me.incarnation,
         config: config.host.clone(),
         log,
-        engine: Arc::new(engine),
+        engine: engine.clone(),
+        values: engine,
         machines: machines::machines(topology),
         lists: flotilla_values::list_refs,
         seed: rand::random(),
