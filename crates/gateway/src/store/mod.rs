@@ -13,6 +13,7 @@ mod scan;
 mod sessions;
 mod snapshots;
 mod types;
+mod values;
 mod write;
 
 use std::{

@@ -1,0 +1,82 @@
+//! What a call holds of this node's objects.
+
+use std::time::{Duration, Instant};
+
+use flotilla_types::{NodeId, ObjectId, Refs};
+
+use super::{StoreError, Values};
+
+/// How long an upload goes on without being renewed.
+pub(crate) const HOLD_TIME: Duration = Duration::from_secs(120);
+
+/// An upload of this node. It ends when this is dropped, unless it is [left](Self::leave).
+pub(crate) struct Hold {
+    values: Values,
+    upload: u64,
+    renewed: Instant,
+    ends: bool,
+}
+
+impl Hold {
+    /// Begins an upload of its own.
+    pub(crate) fn begin(values: &Values) -> Result<Self, StoreError> {
+        let upload = rand::random();
+        values.objects.begin_upload(upload, HOLD_TIME)?;
+        Ok(Self { values: values.clone(), upload, renewed: Instant::now(), ends: true })
+    }
+
+    /// Goes on with an upload that a client has begun, which stays when this is dropped.
+    pub(crate) fn of(values: &Values, upload: u64) -> Result<Self, StoreError> {
+        values.objects.renew_upload(upload, HOLD_TIME)?;
+        Ok(Self { values: values.clone(), upload, renewed: Instant::now(), ends: false })
+    }
+
+    pub(crate) fn upload(&self) -> u64 {
+        self.upload
+    }
+
+    pub(crate) fn values(&self) -> &Values {
+        &self.values
+    }
+
+    /// Moves the deadline when half of the time is over. Call it at least that often.
+    pub(crate) fn renew(&mut self) -> Result<(), StoreError> {
+        if self.renewed.elapsed() >= HOLD_TIME / 2 {
+            self.values.objects.renew_upload(self.upload, HOLD_TIME)?;
+            self.renewed = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Leaves the upload to its deadline: what came of it is not known, or somebody goes on with it.
+    pub(crate) fn leave(mut self) {
+        self.ends = false;
+    }
+
+    /// What is absent of these objects and of all below those that are here. The others are held from now on.
+    pub(crate) async fn need(&self, objects: Vec<ObjectId>) -> Result<Vec<ObjectId>, StoreError> {
+        let upload = self.upload;
+        Ok(self.values.work(0, move |store| store.need(upload, &objects)).await??)
+    }
+
+    /// Brings what is absent of these objects to this node, and holds all of them.
+    ///
+    /// # Errors
+    /// [`StoreError::ObjectsMissing`] if no node has them, or not in time.
+    pub(crate) async fn gather(&self, objects: &Refs, from: Vec<NodeId>, timeout: Duration) -> Result<(), StoreError> {
+        let missing = self.need(objects.ids().collect()).await?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let fetched = self.values.fetch.fetch(self.upload, objects.clone(), from, timeout).await;
+        fetched.map_err(|_| StoreError::ObjectsMissing { missing })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.ends {
+            self.values.objects.end_upload(self.upload);
+        }
+    }
+}
