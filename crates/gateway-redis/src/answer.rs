@@ -27,7 +27,7 @@ impl WriteAnswer {
                 OperationResult::Written { old, .. }
                 | OperationResult::Deleted { old, .. }
                 | OperationResult::Skipped { old, .. },
-            ) => Reply::bulk_or_null(old),
+            ) => Reply::bulk_or_null(old.and_then(|old| old.into_inline().ok())),
             (Self::Old, OperationResult::Absent) => Reply::Null,
         }
     }
@@ -145,15 +145,20 @@ mod tests {
     fn results_of_writes_become_the_replies_of_redis() {
         use WriteAnswer::{Changed, Number, Old, Stored};
         let version = Timestamp(1);
-        let written = |old, number| OperationResult::Written { version, old, existed: true, number };
-        let skipped = |old| OperationResult::Skipped { version: None, old };
+        let written = |old: Option<Bytes>, number| OperationResult::Written {
+            version,
+            old: old.map(Into::into),
+            existed: true,
+            number,
+        };
+        let skipped = |old: Option<Bytes>| OperationResult::Skipped { version: None, old: old.map(Into::into) };
         for (answer, result, reply) in [
             (Stored, written(None, 0), Reply::OK),
             (Stored, skipped(None), Reply::Null),
             (Old, written(None, 0), Reply::Null),
             (Old, written(old(), 0), Reply::bulk_or_null(old())),
             (Old, skipped(old()), Reply::bulk_or_null(old())),
-            (Old, OperationResult::Deleted { version, old: old() }, Reply::bulk_or_null(old())),
+            (Old, OperationResult::Deleted { version, old: old().map(Into::into) }, Reply::bulk_or_null(old())),
             (Old, OperationResult::Absent, Reply::Null),
             (Changed, written(None, 0), Reply::Integer(1)),
             (Changed, OperationResult::Deleted { version, old: None }, Reply::Integer(1)),

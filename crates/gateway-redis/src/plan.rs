@@ -92,7 +92,7 @@ impl Plan {
             Command::GetEx { expiry: Some(_), .. } => Self::Task(Task::Evaluate(command)),
             Command::Set(set) => set_plan(set, now_ms),
             Command::SetNx { key, value } => {
-                let action = Action::Put { value, expiry: Expiry::Never, return_old: false };
+                let action = Action::Put { value: value.into(), expiry: Expiry::Never, return_old: false };
                 write(key, Some(Condition::Absent), action, WriteAnswer::Changed)
             }
             Command::GetDel(key) => write(key, None, Action::Delete { return_old: true }, WriteAnswer::Old),
@@ -176,7 +176,7 @@ fn set_plan(set: Set, now_ms: u64) -> Plan {
     };
     let answer = if set.returns_old { WriteAnswer::Old } else { WriteAnswer::Stored };
     let expiry = expiry(set.expiry, now_ms);
-    write(set.key, condition, Action::Put { value: set.value, expiry, return_old: set.returns_old }, answer)
+    write(set.key, condition, Action::Put { value: set.value.into(), expiry, return_old: set.returns_old }, answer)
 }
 
 /// Sets an expiry; one in the past (`None`) removes the key.
@@ -211,7 +211,7 @@ mod tests {
     }
 
     fn put(expiry: Expiry, return_old: bool) -> Action {
-        Action::Put { value: Bytes::from_static(b"v"), expiry, return_old }
+        Action::Put { value: "v".into(), expiry, return_old }
     }
 
     #[test]

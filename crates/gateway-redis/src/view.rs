@@ -213,7 +213,7 @@ impl View {
                         Content::Shared(bytes) => bytes,
                         Content::Owned(bytes) => bytes.into(),
                     };
-                    Action::Put { value, expiry: expiry(record.expires_at_ms), return_old: false }
+                    Action::Put { value: value.into(), expiry: expiry(record.expires_at_ms), return_old: false }
                 }
             };
             Some(Operation { key, condition: None, otherwise: Otherwise::Refuse, action })
@@ -320,7 +320,7 @@ mod tests {
             [
                 Action::Expire { expiry: Expiry::At(9_000) },
                 Action::Delete { return_old: false },
-                Action::Put { value, expiry: Expiry::At(9_000), return_old: false },
+                Action::Put { value: value.into(), expiry: Expiry::At(9_000), return_old: false },
             ]
         );
     }

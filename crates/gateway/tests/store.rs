@@ -277,7 +277,8 @@ async fn a_long_range_of_expired_records_costs_pages_and_no_error() {
     for batch in 0..BATCHES {
         let expiring = |number: u32| {
             let key: Bytes = format!("e{:06}", batch * BATCH + number).into();
-            let action = Action::Put { value: key.clone(), expiry: Expiry::At(expires_at_ms), return_old: false };
+            let action =
+                Action::Put { value: key.clone().into(), expiry: Expiry::At(expires_at_ms), return_old: false };
             Operation { key, condition: None, otherwise: Otherwise::Refuse, action }
         };
         let written = gateway.store.write("c", Vec::new(), (0..BATCH).map(expiring).collect(), deadline()).await;
@@ -374,7 +375,7 @@ async fn records_that_expire_meanwhile_stay_in_a_snapshot() {
     let gateway = node.outdated();
     let expires_at_ms = clock::wall_ms() + 5_000;
     for key in ["a", "b", "c"] {
-        let action = Action::Put { value: Bytes::new(), expiry: Expiry::At(expires_at_ms), return_old: false };
+        let action = Action::Put { value: Bytes::new().into(), expiry: Expiry::At(expires_at_ms), return_old: false };
         let written = gateway.store.write("c", Vec::new(), vec![Operation { action, ..put(key) }], deadline()).await;
         written.expect("it is written");
     }

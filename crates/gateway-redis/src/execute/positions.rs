@@ -66,7 +66,7 @@ async fn share(shared: &Shared, cursor: u64, from: &Bytes, deadline: Instant) ->
     }
     let kept_ms = u64::try_from(KEPT.as_millis()).unwrap_or(u64::MAX);
     let expiry = Expiry::At(clock::wall_ms().saturating_add(kept_ms));
-    let put = Action::Put { value: from.clone(), expiry, return_old: false };
+    let put = Action::Put { value: from.clone().into(), expiry, return_old: false };
     shared.store.write(COLLECTION, Vec::new(), vec![operation(key_of(cursor), None, put)], deadline).await.map(drop)
 }
 

@@ -106,7 +106,7 @@ impl Calls<'_> {
 
     /// Sets all keys in one atomic command.
     async fn mset(&self, pairs: Vec<(Bytes, Bytes)>) -> Result<Reply, StoreError> {
-        let put = |value| Action::Put { value, expiry: Expiry::Never, return_old: false };
+        let put = |value: Bytes| Action::Put { value: value.into(), expiry: Expiry::Never, return_old: false };
         self.write(pairs.into_iter().map(|(key, value)| operation(key, None, put(value))).collect()).await?;
         Ok(Reply::OK)
     }

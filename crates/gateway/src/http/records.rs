@@ -128,7 +128,7 @@ async fn put(app: App, collection: String, key: Bytes, request: Request) -> Resu
     let deadline = deadline(request.headers())?;
     let (headers, client) = (request.headers().clone(), ClientConnection::of(&request)?);
     let body = body::read(&app, request, VALUE_BYTES_MAX, ProblemType::ValueTooLarge, deadline).await?;
-    let action = Action::Put { value: body.bytes.clone(), expiry, return_old: false };
+    let action = Action::Put { value: body.bytes.clone().into(), expiry, return_old: false };
     let operation = Operation { key, condition, otherwise: Otherwise::Refuse, action };
     let written = write_if(&app, &collection, &headers, &client, operation, deadline).await?;
     let Written { timestamp, results, shard } = written;

@@ -284,7 +284,7 @@ fn by_shard(map: &ShardMap, keys: &[Bytes], indices: &[usize]) -> Result<Vec<(Ro
 pub(super) fn found(record: Record, served_by: NodeId, shard: ShardId) -> Found {
     Found {
         key: record.key.slice(RecordKey::PREFIX_BYTES.min(record.key.len())..),
-        value: record.value,
+        value: record.value.into_inline().unwrap_or_default(),
         version: record.version,
         expires_at_ms: record.expires_at_ms,
         value_bytes: record.value_bytes,

@@ -99,7 +99,7 @@ impl Store {
                     }
                 };
             for record in page {
-                bytes += record.key.len() + record.value.len();
+                bytes += record.key.len() + record.value.stored_bytes();
                 records.push(found(record, node, route.shard));
             }
             // Without a `next`, the rest is in other shards, if there is any. With one and room for more

@@ -255,7 +255,7 @@ fn check_limits(conditions: &[(Bytes, Condition)], operations: &[Operation]) -> 
     for operation in operations {
         check_key(&operation.key)?;
         let value = match &operation.action {
-            Action::Put { value, .. } => value.len(),
+            Action::Put { value, .. } => value.stored_bytes(),
             Action::Append { bytes } => bytes.len(),
             Action::Delete { .. } | Action::Add { .. } | Action::Expire { .. } => 0,
         };
@@ -291,7 +291,9 @@ fn attempt_of(outcome: Outcome, shard: ShardId, earlier: Earlier) -> Result<Atte
         Refusal::TooManyOperations { .. } => {
             StoreError::BatchTooLarge { operations_max: BATCH_OPERATIONS_MAX, bytes_max: BATCH_BYTES_MAX }
         }
-        Refusal::Malformed => StoreError::Invalid("the command does not parse; gateway and shard differ in version"),
+        Refusal::Malformed | Refusal::UnnamedObjects | Refusal::NeedsContent => {
+            StoreError::Invalid("the command does not parse; gateway and shard differ in version")
+        }
     };
     Err(if is_remembered { error } else { in_doubt(earlier, shard, error) })
 }
