@@ -178,6 +178,10 @@ impl StateEngine for Engine {
         self.memory.missing(objects)
     }
 
+    fn missing_or_damaged(&self, objects: &[ObjectId]) -> Result<Vec<ObjectId>, EngineError> {
+        self.memory.missing_or_damaged(objects)
+    }
+
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
         self.memory.object(object)
     }
