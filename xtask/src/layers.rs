@@ -104,7 +104,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("sha1_smol", &["gateway-redis"]),
     ("reqwest", &["client", "local-cluster"]),
     ("fastcdc", &["values"]),
-    ("zstd", &["objects"]),
+    ("zstd", &["objects", "gateway"]),
     // Its registry is global, so only one crate accesses it.
     ("fail", &["failpoints"]),
 ];

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use flotilla_types::{ObjectId, ObjectRef};
+use flotilla_types::{NodeId, ObjectId, ObjectRef};
 use serde::{Deserialize, Serialize};
 
 use crate::UploadId;
@@ -145,6 +145,28 @@ pub struct FetchedObject {
     /// Its bytes in base64; absent if the node does not have it, or if the objects before it filled the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<String>,
+}
+
+/// Parameters of `objects.pull`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PullRequest {
+    /// What to fetch to the node, with all below. At most [`OBJECT_REFS_MAX`].
+    pub refs: Vec<ObjectNeed>,
+    /// The node to ask; absent for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<NodeId>,
+}
+
+/// Result of `objects.pull`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullReply {
+    /// The upload that holds what is here now.
+    pub upload: UploadId,
+    /// When the upload ends.
+    pub expires_in_ms: u64,
+    /// What could not be fetched.
+    pub missing: Vec<ObjectName>,
 }
 
 /// What the bytes of a frame are.

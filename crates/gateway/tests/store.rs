@@ -84,6 +84,7 @@ struct Node {
     meta: Arc<MetaState>,
     host: Host,
     network: Arc<Transport>,
+    engine: Arc<MemoryEngine>,
 }
 
 impl Node {
@@ -96,12 +97,13 @@ impl Node {
         let config = Config::new(([127, 0, 0, 1], 0).into());
         let network = Transport::start(config, identity.expect("an identity"), Arc::new(Alone)).await;
         let network = Arc::new(network.expect("a free port"));
+        let engine = Arc::new(MemoryEngine::default());
         let parts = HostParts {
             node: ME,
             incarnation: Incarnation(1),
             config: HostConfig::default(),
             log: Arc::new(MemoryLog::default()),
-            engine: Arc::new(MemoryEngine::default()),
+            engine: engine.clone(),
             machines: Arc::new(|_| Box::new(KvMachine::new(Limits::default()))),
             lists: |_, _| Err("there are no lists"),
             seed: 1,
@@ -109,7 +111,7 @@ impl Node {
             fatal: Arc::new(|error| panic!("{error}")),
         };
         let host = Host::start(parts, network.clone(), tokio::runtime::Handle::current()).expect("a host");
-        Self { meta: metadata(), host, network }
+        Self { meta: metadata(), host, network, engine }
     }
 
     /// Creates a shard here that has this part of the collection's keys, at a later range epoch than the
@@ -139,7 +141,7 @@ impl Node {
     fn outdated(&self) -> Gateway {
         let topology = Arc::new(Topology::new(ME, MetaState::clone(&self.meta)));
         let shards = Shards::new(topology.clone(), self.host.handle(), self.network.clone());
-        Gateway { store: Store::new(shards, GatewayStart(next_start())), topology }
+        Gateway { store: Store::new(shards, self.engine.clone(), GatewayStart(next_start())), topology }
     }
 }
 
@@ -183,7 +185,7 @@ impl Gateway {
     async fn get(&self, keys: &[&str]) -> Vec<Option<Bytes>> {
         let keys = keys.iter().map(|key| Bytes::copy_from_slice(key.as_bytes())).collect();
         let found = self.store.get("c", keys, true, Consistency::Strong, deadline()).await.expect("an answer");
-        found.into_iter().map(|found| found.map(|found| found.value)).collect()
+        found.into_iter().map(|found| found.and_then(|found| found.value.into_inline().ok())).collect()
     }
 
     /// All keys, in pages.

@@ -58,7 +58,7 @@ impl From<StoreError> for Refusal {
         let kind = match &error {
             StoreError::CollectionNotFound(_) => P::CollectionNotFound,
             StoreError::CollectionExists(_) => P::CollectionExists,
-            StoreError::Invalid(_) => P::InvalidArgument,
+            StoreError::Invalid(_) | StoreError::LargeValue => P::InvalidArgument,
             StoreError::KeySize { .. } => P::KeySize,
             StoreError::ValueTooLarge { .. } => P::ValueTooLarge,
             StoreError::BatchTooLarge { .. } => P::BatchTooLarge,

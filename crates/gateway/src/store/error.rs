@@ -108,6 +108,9 @@ pub enum StoreError {
         /// The shard.
         shard: ShardId,
     },
+    /// An append to a large value, whose key other writes of the batch change as well. Nothing was written.
+    #[error("a large value can be appended to only once in a batch that does not change it otherwise")]
+    LargeValue,
     /// Objects of a value are not on this node, and no other node has them. Nothing was written.
     #[error("{} objects of the value are missing; upload them, and try again", missing.len())]
     ObjectsMissing {
@@ -145,6 +148,7 @@ impl StoreError {
                 | Self::CrossShard
                 | Self::NotAnInteger
                 | Self::Overflow
+                | Self::LargeValue
                 | Self::ObjectsMissing { .. }
         )
     }

@@ -3,11 +3,15 @@
 use std::time::{Duration, Instant};
 
 use flotilla_types::{NodeId, ObjectId, Refs};
+use flotilla_values::ValueRef;
 
-use super::{StoreError, Values};
+use super::{StoreError, ValueReader, Values, failed};
 
 /// How long an upload goes on without being renewed.
 pub(crate) const HOLD_TIME: Duration = Duration::from_secs(120);
+
+/// How long what an operator has fetched stays: the longest time of an upload.
+pub(crate) const UPLOAD_TIME: Duration = Duration::from_secs(600);
 
 /// An upload of this node. It ends when this is dropped, unless it is [left](Self::leave).
 pub(crate) struct Hold {
@@ -48,9 +52,37 @@ impl Hold {
         Ok(())
     }
 
+    /// Moves the deadline to `time` from now.
+    pub(crate) fn prolong(&self, time: Duration) -> Result<(), StoreError> {
+        Ok(self.values.objects.renew_upload(self.upload, time)?)
+    }
+
+    /// Ends an upload that a client has begun: its value is written.
+    pub(crate) fn end(mut self) {
+        self.ends = true;
+    }
+
+    /// Reads a value whose objects are held already.
+    pub(crate) fn reader(&self, value: &ValueRef) -> Result<ValueReader, StoreError> {
+        let own = Self { values: self.values.clone(), upload: self.upload, renewed: self.renewed, ends: false };
+        ValueReader::of_held(own, value)
+    }
+
     /// Leaves the upload to its deadline: what came of it is not known, or somebody goes on with it.
     pub(crate) fn leave(mut self) {
         self.ends = false;
+    }
+
+    /// Ends what a write held that failed with this error; if its outcome is unknown, it is left.
+    pub(crate) fn after(hold: Option<Self>, error: &StoreError) {
+        if let (Some(hold), StoreError::OutcomeUnknown { .. }) = (hold, error) {
+            hold.leave();
+        }
+    }
+
+    /// Makes what was stored durable.
+    pub(crate) async fn sync(&self) -> Result<(), StoreError> {
+        self.values.work(0, |objects| objects.sync()).await?.map_err(|error| failed(&error))
     }
 
     /// What is absent of these objects and of all below those that are here. The others are held from now on.

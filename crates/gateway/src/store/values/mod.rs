@@ -3,33 +3,45 @@
 //!
 //! Invariants: what is written or read is held by an upload from the first object to the end of the call, so nothing
 //! of it is collected meanwhile. Nothing that waits for a client takes part in [`IN_WORK_BYTES_MAX`], so no client can
-//! keep others from the disk. A writer keeps one batch and what its cutter keeps; a reader keeps [`AHEAD_MAX`] chunks.
+//! keep others from the disk. A writer keeps one batch and what its cutter keeps, a reader a few chunks.
 
+mod frames;
 mod hold;
 #[cfg(test)]
 pub(crate) mod memory;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod verified;
 mod writer;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use flotilla_storage::{EngineError, UploadError, ValueObjects};
 use flotilla_types::{NodeId, ObjectId, Refs};
+use flotilla_values::{Chunking, ValueRef};
 use futures_util::future::BoxFuture;
-use tokio::sync::Semaphore;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{RETRY_AFTER_MS, StoreError};
 
-pub(crate) use hold::Hold;
-pub(crate) use reader::{AHEAD_MAX, ValueReader};
-pub(crate) use writer::{BATCH_BYTES_MAX, ValueWriter};
+pub(crate) use frames::{Encoding, FramesError, frame_bytes};
+pub(crate) use hold::{HOLD_TIME, Hold, UPLOAD_TIME};
+pub(crate) use reader::ValueReader;
+pub(crate) use verified::VerifiedRefs;
+pub(crate) use writer::{CUT_BYTES, ValueWriter};
 
 /// Bytes of objects that threads read or write at the same time, for all clients; others wait.
 const IN_WORK_BYTES_MAX: usize = 16 << 20;
 /// Each task counts as so many at least, which bounds the threads: 32.
 const TASK_BYTES_MIN: usize = 512 << 10;
+/// Bytes of large values that are whole in memory, for all clients, until whoever asked for them drops them; others
+/// wait until their deadline.
+const WHOLE_BYTES_MAX: usize = 128 << 20;
 /// How long a task waits for its turn.
 const TURN_WITHIN: Duration = Duration::from_secs(10);
 
@@ -56,15 +68,23 @@ pub(crate) struct Values {
     objects: Arc<dyn ValueObjects>,
     fetch: Arc<dyn FetchObjects>,
     in_work: Arc<Semaphore>,
+    whole: Arc<Semaphore>,
+    verified: Arc<Mutex<VerifiedRefs>>,
 }
 
 impl Values {
     pub(crate) fn new(objects: Arc<dyn ValueObjects>, fetch: Arc<dyn FetchObjects>) -> Self {
-        Self { objects, fetch, in_work: Arc::new(Semaphore::new(IN_WORK_BYTES_MAX)) }
+        Self {
+            objects,
+            fetch,
+            in_work: Arc::new(Semaphore::new(IN_WORK_BYTES_MAX)),
+            whole: Arc::new(Semaphore::new(WHOLE_BYTES_MAX)),
+            verified: Arc::default(),
+        }
     }
 
     /// Does work that may wait for the disk, on a thread for that, when it is the turn of so many bytes.
-    async fn work<T: Send + 'static>(
+    pub(crate) async fn work<T: Send + 'static>(
         &self,
         bytes: usize,
         work: impl FnOnce(&dyn ValueObjects) -> T + Send + 'static,
@@ -82,6 +102,27 @@ impl Values {
         done.await.map_err(|_| StoreError::ObjectsUnavailable)
     }
 
+    /// Room for so many bytes of whole values.
+    ///
+    /// # Errors
+    /// There is none before the deadline, or will never be.
+    pub(crate) async fn room(&self, bytes: u64, deadline: Instant) -> Result<OwnedSemaphorePermit, StoreError> {
+        let permits = u32::try_from(bytes).ok().filter(|permits| *permits as usize <= WHOLE_BYTES_MAX);
+        let permits = permits.ok_or(StoreError::ValueTooLarge { limit_bytes: WHOLE_BYTES_MAX as u64 })?;
+        let room = tokio::time::timeout_at(deadline.into(), self.whole.clone().acquire_many_owned(permits)).await;
+        room.ok().and_then(Result::ok).ok_or(BUSY)
+    }
+
+    /// Whether content was cut like this before, and had this reference.
+    pub(crate) fn is_verified(&self, value: &ValueRef, chunking: Chunking) -> bool {
+        self.verified.lock().has(value, chunking)
+    }
+
+    /// Remembers that content that was cut like this has this reference.
+    pub(crate) fn verified(&self, value: &ValueRef, chunking: Chunking) {
+        self.verified.lock().add(value, chunking);
+    }
+
     /// The bytes of an object, if it is here and intact.
     pub(crate) async fn object(&self, id: ObjectId, bytes: u64) -> Result<Option<bytes::Bytes>, StoreError> {
         match self.work(usize::try_from(bytes).unwrap_or(usize::MAX), move |objects| objects.object(id)).await? {
@@ -92,10 +133,11 @@ impl Values {
     }
 }
 
-const BUSY: StoreError = StoreError::Busy { retry_after_ms: RETRY_AFTER_MS };
+/// A bound of this node is reached.
+pub(crate) const BUSY: StoreError = StoreError::Busy { retry_after_ms: RETRY_AFTER_MS };
 
 /// The store of objects failed.
-fn failed(error: &EngineError) -> StoreError {
+pub(crate) fn failed(error: &EngineError) -> StoreError {
     tracing::warn!(%error, "objects of a value cannot be read or stored");
     StoreError::ObjectsUnavailable
 }

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, ops::Range, time::Duration};
 
 use bytes::Bytes;
 use flotilla_types::{NodeId, ObjectRef, Refs};
-use flotilla_values::{Need, Reader, Slice, Step, ValueRef};
+use flotilla_values::{CHUNK_BYTES_MAX, Need, Reader, Slice, Step, ValueRef};
 use futures_util::{Stream, stream};
 use tokio::task::JoinHandle;
 
@@ -12,6 +12,8 @@ use super::{Hold, StoreError, Values};
 
 /// Chunks that are read ahead of the one that is sent.
 pub(crate) const AHEAD_MAX: usize = 2;
+/// The longest chunk of the usual chunking; a reader is counted as if it had such ones.
+const USUAL_CHUNK_BYTES: usize = 64 << 10;
 /// Up to this length a part of a value is looked up by itself; the rest of the value is not looked at.
 const PART_BYTES_MAX: u64 = 1 << 20;
 
@@ -56,6 +58,18 @@ impl ValueReader {
         hold.gather(&value.refs(), from, timeout).await?;
         let reader = Reader::new(value, range).map_err(invalid)?;
         Ok(Self { hold, steps: Steps::Listed(reader), ahead: VecDeque::new() })
+    }
+
+    /// Reads a whole value that is here, and held.
+    pub(super) fn of_held(hold: Hold, value: &ValueRef) -> Result<Self, StoreError> {
+        let reader = Reader::new(value, 0..value.bytes()).map_err(|_| StoreError::WrongReference)?;
+        Ok(Self { hold, steps: Steps::Listed(reader), ahead: VecDeque::new() })
+    }
+
+    /// Bytes of memory that a reader takes at most.
+    pub(crate) fn bytes_held_max(value: &ValueRef) -> usize {
+        let chunk = u64::from(CHUNK_BYTES_MAX).min(value.bytes());
+        (AHEAD_MAX + 1) * usize::try_from(chunk).unwrap_or(0).min(USUAL_CHUNK_BYTES)
     }
 
     /// The next bytes; none at the end.

@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use flotilla_values::{Chunking, List, ValueRef};
 use futures_util::TryStreamExt as _;
 
-use super::{memory::MemoryObjects, *};
+use super::{memory::MemoryObjects, reader::AHEAD_MAX, writer::BATCH_BYTES_MAX, *};
 
 const MIB: usize = 1 << 20;
 const SOON: Duration = Duration::from_secs(30);
@@ -21,11 +21,17 @@ pub(crate) fn content(bytes: usize) -> Vec<u8> {
 }
 
 async fn write(values: &Values, content: &[u8], piece: usize) -> (ValueRef, Hold) {
-    let mut writer = ValueWriter::new(values, Chunking::default(), u64::MAX).expect("an upload");
+    let mut writer = writer(values, u64::MAX);
     for piece in content.chunks(piece) {
         writer.push(piece).await.expect("stored");
     }
-    writer.finish().await.expect("stored")
+    let (value, hold) = writer.finish().await.expect("stored");
+    hold.sync().await.expect("durable");
+    (value, hold)
+}
+
+fn writer(values: &Values, bytes_max: u64) -> ValueWriter {
+    ValueWriter::new(Hold::begin(values).expect("an upload"), Chunking::default(), bytes_max)
 }
 
 async fn read(values: &Values, value: &ValueRef, range: Range<u64>) -> Result<Vec<u8>, StoreError> {
@@ -58,7 +64,7 @@ async fn a_value_is_read_as_it_was_written_in_whole_and_in_parts() {
 #[tokio::test]
 async fn a_value_that_is_too_long_is_refused_and_leaves_nothing() {
     let here = Arc::new(MemoryObjects::default());
-    let mut writer = ValueWriter::new(&here.values(Vec::new()), Chunking::default(), MIB as u64).expect("an upload");
+    let mut writer = writer(&here.values(Vec::new()), MIB as u64);
     let content = content(MIB + 1);
     assert_eq!(writer.push(&content[..MIB]).await, Ok(()));
     assert!(!here.ids().is_empty(), "it is stored while it arrives");
@@ -71,7 +77,7 @@ async fn a_value_that_is_too_long_is_refused_and_leaves_nothing() {
 #[tokio::test]
 async fn a_writer_keeps_one_batch_and_nothing_once_it_has_settled() {
     let here = Arc::new(MemoryObjects::default());
-    let mut writer = ValueWriter::new(&here.values(Vec::new()), Chunking::default(), u64::MAX).expect("an upload");
+    let mut writer = writer(&here.values(Vec::new()), u64::MAX);
     for piece in content(2 * MIB).chunks(50_000) {
         writer.push(piece).await.expect("stored");
         assert!(writer.kept_bytes() <= BATCH_BYTES_MAX);

@@ -3,12 +3,12 @@
 use flotilla_types::ObjectId;
 use flotilla_values::{Chunking, Cutter, Object, ValueRef};
 
-use super::{Hold, StoreError, Values, failed};
+use super::{Hold, StoreError};
 
 /// Bytes of objects that a writer collects before it stores them, unless one is longer.
 pub(crate) const BATCH_BYTES_MAX: usize = 256 << 10;
 /// Bytes that are cut before other tasks get a turn.
-const CUT_BYTES: usize = 64 << 10;
+pub(crate) const CUT_BYTES: usize = 64 << 10;
 
 /// Cuts a value into objects and stores them, while its bytes are pushed. What it has stored is dropped with it.
 pub(crate) struct ValueWriter {
@@ -20,10 +20,9 @@ pub(crate) struct ValueWriter {
 }
 
 impl ValueWriter {
-    /// For one value of at most `bytes_max` bytes.
-    pub(crate) fn new(values: &Values, chunking: Chunking, bytes_max: u64) -> Result<Self, StoreError> {
-        let (hold, cutter) = (Hold::begin(values)?, Cutter::new(chunking, bytes_max));
-        Ok(Self { hold, cutter, bytes_max, batch: Vec::new(), batch_bytes: 0 })
+    /// For one value of at most `bytes_max` bytes, whose objects the hold keeps.
+    pub(crate) fn new(hold: Hold, chunking: Chunking, bytes_max: u64) -> Self {
+        Self { hold, cutter: Cutter::new(chunking, bytes_max), bytes_max, batch: Vec::new(), batch_bytes: 0 }
     }
 
     /// Bytes of memory that a writer takes at most: its batch, the chunk that is cut and the one that is hashed.
@@ -57,7 +56,7 @@ impl ValueWriter {
         self.store().await
     }
 
-    /// Ends the value, and makes it durable on this node. The hold keeps its objects.
+    /// Ends the value. Its objects are durable after [`Hold::sync`].
     pub(crate) async fn finish(mut self) -> Result<(ValueRef, Hold), StoreError> {
         let cutter = std::mem::replace(&mut self.cutter, Cutter::new(Chunking::default(), 0));
         let finished = cutter.finish();
@@ -65,7 +64,6 @@ impl ValueWriter {
             self.add(object).await?;
         }
         self.store().await?;
-        self.hold.values().work(0, |objects| objects.sync()).await?.map_err(|error| failed(&error))?;
         Ok((finished.value, self.hold))
     }
 
