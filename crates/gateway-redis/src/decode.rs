@@ -28,7 +28,7 @@ pub struct DecoderLimits {
 
 impl Default for DecoderLimits {
     fn default() -> Self {
-        Self { arguments_max: 1 << 20, bulk_bytes_max: (4 << 20) + (64 << 10), request_bytes_max: 16 << 20 }
+        Self { arguments_max: 1 << 20, bulk_bytes_max: (64 << 20) + (64 << 10), request_bytes_max: 66 << 20 }
     }
 }
 

@@ -217,7 +217,8 @@ impl World {
                 | Holder::Offer { .. }
                 | Holder::Parked(_)
                 | Holder::Request { .. }
-                | Holder::Upload(_) => true,
+                | Holder::Upload(_)
+                | Holder::Fetch(_) => true,
             };
             if let Some(holder) = node.disk.holders().into_iter().find(in_vain) {
                 return Some(format!("{holder:?} on {}", node.id));

@@ -1,6 +1,6 @@
 //! Large values as the protocols write and read them: what is long becomes objects, and objects become content again.
 
-use std::{ops::Range, time::Instant};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use flotilla_kv::{Action, Condition, Content, Expiry, Operation, OperationResult, Value};
@@ -48,7 +48,7 @@ pub(crate) enum Opened {
 /// Bytes of a large value, which count on the node's bound until they are dropped.
 struct Whole {
     bytes: Vec<u8>,
-    _room: OwnedSemaphorePermit,
+    _room: Arc<OwnedSemaphorePermit>,
 }
 
 impl AsRef<[u8]> for Whole {
@@ -66,8 +66,7 @@ impl Store {
     pub(crate) fn value_rules(&self, collection: &str) -> Result<Option<ValueRules>, StoreError> {
         let map = self.map();
         let collection = collection_of(&map, collection)?;
-        let has_objects = self.inner.shards.topology().meta().cluster_version() >= ClusterVersion::VALUE_REFS;
-        Ok(has_objects.then(|| ValueRules::of(collection)))
+        Ok(self.has_objects().then(|| ValueRules::of(collection)))
     }
 
     /// A writer for one value, whose objects it stores on this node.
@@ -77,11 +76,7 @@ impl Store {
 
     /// The nodes that have the objects of a shard's records.
     pub(crate) fn nodes_of(&self, shard: ShardId) -> Vec<NodeId> {
-        let map = self.map();
-        let leader = self.leader(shard);
-        let replicas = map.shard(shard).map(|shard| shard.descriptor.replicas.clone()).unwrap_or_default();
-        let others = replicas.iter().map(|replica| replica.node).filter(|node| Some(*node) != leader);
-        leader.into_iter().chain(others).collect()
+        self.inner.shards.nodes_of(shard)
     }
 
     /// Prepares to read a part of a record's large value. What this node lacks is fetched.
@@ -185,6 +180,34 @@ impl Store {
         }
     }
 
+    /// Reads the bytes of large values into memory, of which each is there `copies` times.
+    ///
+    /// # Errors
+    /// [`StoreError::ObjectsMissing`], as for [`part`](Self::part). Some of them may have been read.
+    pub async fn load(&self, found: Vec<&mut Found>, copies: u32, deadline: Instant) -> Result<(), StoreError> {
+        let large: Vec<_> = found.into_iter().filter(|found| found.value.inline().is_none()).collect();
+        let bytes = large.iter().map(|found| found.value_bytes).sum::<u64>().saturating_mul(copies.into());
+        // For all at once: whoever has room for some and waits for more keeps it from others.
+        let room = Arc::new(self.values().room(bytes, deadline).await?);
+        for found in large {
+            if let Content::Large(value) = &found.value.content {
+                let bytes = self.read_value(value, found.shard, 0..value.bytes(), 0, deadline).await?;
+                found.value.content = Content::Inline(Bytes::from_owner(Whole { bytes, _room: room.clone() }));
+            }
+        }
+        Ok(())
+    }
+
+    /// The longest value that a record may have, bytes.
+    #[must_use]
+    pub fn value_bytes_max(&self) -> usize {
+        if self.has_objects() { flotilla_api::LARGE_VALUE_BYTES_MAX } else { flotilla_api::VALUE_BYTES_MAX }
+    }
+
+    fn has_objects(&self) -> bool {
+        self.inner.shards.topology().meta().cluster_version() >= ClusterVersion::VALUE_REFS
+    }
+
     /// A part of a value, with room for `extra` bytes behind it.
     async fn whole(
         &self,
@@ -195,16 +218,28 @@ impl Store {
         deadline: Instant,
     ) -> Result<Whole, StoreError> {
         let length = range.end.saturating_sub(range.start) + extra as u64;
-        let room = self.values().room(length, deadline).await?;
+        let room = Arc::new(self.values().room(length, deadline).await?);
+        Ok(Whole { bytes: self.read_value(value, shard, range, extra, deadline).await?, _room: room })
+    }
+
+    async fn read_value(
+        &self,
+        value: &ValueRef,
+        shard: ShardId,
+        range: Range<u64>,
+        extra: usize,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, StoreError> {
+        let length = range.end.saturating_sub(range.start);
         let mut reader = self.open_value(value, shard, range, deadline).await?;
-        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0) + extra);
         while let Some(part) = reader.next().await? {
             bytes.extend_from_slice(&part);
             if Instant::now() >= deadline {
                 return Err(StoreError::DeadlineExceeded { shard: Some(shard) });
             }
         }
-        Ok(Whole { bytes, _room: room })
+        Ok(bytes)
     }
 
     /// A record with its whole value in memory. One whose objects are gone is read again, because it was overwritten,
@@ -343,7 +378,7 @@ impl Store {
                 self.whole(value, found.shard, 0..value.bytes(), appended.len(), deadline).await?
             }
             before => {
-                let room = self.values().room(length, deadline).await?;
+                let room = Arc::new(self.values().room(length, deadline).await?);
                 let before = before.and_then(|(_, found)| found.value.inline().cloned()).unwrap_or_default();
                 Whole { bytes: before.into(), _room: room }
             }

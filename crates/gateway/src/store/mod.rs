@@ -131,6 +131,7 @@ impl Store {
                     None => StoreError::Unavailable { shard: Some(shard), leader: None },
                 }
             }
+            ShardError::ObjectsMissing => StoreError::ObjectsMissing { missing: Vec::new() },
             ShardError::Unavailable | ShardError::Stale => {
                 StoreError::Unavailable { shard: Some(shard), leader: self.leader(shard) }
             }

@@ -169,8 +169,10 @@ impl Store {
         Route { shard, range_epoch }: Route,
         deadline_ms: u64,
     ) -> Result<Attempt, StoreError> {
-        let (shards, payload) = (&self.inner.shards, encode_command(command));
-        let answer = match shards.propose_after(*earlier, shard, Some(range_epoch), payload, deadline_ms).await {
+        let (payload, refs) = (encode_command(command), command.refs());
+        let proposed =
+            self.inner.shards.propose_referring(*earlier, shard, Some(range_epoch), payload, refs, deadline_ms);
+        let answer = match proposed.await {
             Ok(answer) => answer,
             Err(ShardError::Stale) => return Ok(Attempt::StaleRoute),
             Err(error) => return Err(self.write_error(error, shard, deadline_ms)),

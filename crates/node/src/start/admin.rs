@@ -69,7 +69,11 @@ impl NodeAdmin {
         self.shards.propose_meta(&command, remaining).await.map_err(|error| match error {
             ShardError::Unknown => StoreError::OutcomeUnknown { shard: ShardId::META },
             ShardError::Busy => StoreError::Busy { retry_after_ms: 100 },
-            ShardError::Unavailable | ShardError::Stale | ShardError::Damaged | ShardError::SnapshotExpired => {
+            ShardError::Unavailable
+            | ShardError::Stale
+            | ShardError::Damaged
+            | ShardError::SnapshotExpired
+            | ShardError::ObjectsMissing => {
                 StoreError::Unavailable { shard: Some(ShardId::META), leader: self.topology.leader(ShardId::META) }
             }
         })

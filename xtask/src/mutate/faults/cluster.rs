@@ -615,4 +615,22 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-control"),
         also: None,
     },
+    Fault {
+        name: "references-lost-on-the-wire",
+        what: "a command that another node sends refers to nothing",
+        file: "crates/control/src/core/request.rs",
+        before: "refs: refs_from_wire(propose.refs).ok_or(MalformedRequest)?,",
+        after: "refs: refs_from_wire(propose.refs).map(|_| Refs::NONE).ok_or(MalformedRequest)?,",
+        runner: Runner::Tests("flotilla-control"),
+        also: None,
+    },
+    Fault {
+        name: "in-doubt-and-called-unwritten",
+        what: "a write that may be written is said not to be, as its objects are missing at last",
+        file: "crates/control/src/core/retry.rs",
+        before: "let is_in_doubt = self.earlier == Earlier::InDoubt;\n                    let error = if is_in_doubt",
+        after: "let is_in_doubt = self.earlier == Earlier::InDoubt;\n                    let error = if is_in_doubt && self.shard == ShardId::META",
+        runner: Runner::Tests("flotilla-control"),
+        also: None,
+    },
 ];

@@ -785,4 +785,22 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-sim"),
         also: None,
     },
+    Fault {
+        name: "unread-parts-pass-for-present",
+        what: "a replica says that it has what an entry refers to, and has not looked",
+        file: "crates/replication/src/work/pull/wanted.rs",
+        before: "engine.missing_or_damaged(&ids_of(&parts))?",
+        after: "engine.missing(&ids_of(&parts))",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
+    Fault {
+        name: "fetched-and-not-held",
+        what: "what is fetched for a reader may be collected before it is read",
+        file: "crates/replication/src/host/fetch.rs",
+        before: "let missing = need(values, upload, ids).await?;",
+        after: "let missing = self.engine.missing(&ids);",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
 ];
