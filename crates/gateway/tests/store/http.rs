@@ -2,7 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_api::*;
+use flotilla_api::{
+    AuthorityStatus, Check, ClusterStatus, ConsistencyReport, CreateCollection, DigestList, Event, FrameKind,
+    FrameReader, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, ObjectNeed, OperationList, ScrubReport,
+    Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus, VALUE_REF_MEDIA_TYPE, put_frame,
+};
 use flotilla_gateway::{
     Access, Admin, AdminFuture, AuditEntry, CLIENT_BYTES_MIN, ChangeOptions, ClientBudget, HttpConfig, KeyFacts, Keys,
     Security, serve,
@@ -147,7 +151,8 @@ impl Server {
     }
 
     async fn put_ref(&self, key: &str, upload: &str, value: &ValueRef) -> Answer {
-        let headers = [("content-type", VALUE_REF_MEDIA_TYPE), ("flotilla-upload", upload), ("flotilla-content-type", "a/b")];
+        let headers =
+            [("content-type", VALUE_REF_MEDIA_TYPE), ("flotilla-upload", upload), ("flotilla-content-type", "a/b")];
         self.ask(&format!("PUT /v1/kv/c/{key}"), &headers, &value.encode()).await
     }
 }
@@ -221,7 +226,10 @@ async fn a_value_above_the_limit_is_refused_whether_its_length_is_announced_or_n
     let long = vec![1; (64 << 20) + 1];
     assert_eq!(server.ask("PUT /v1/kv/c/k", &[], &long).await.problem(), (413, "value_too_large".into()));
     let mut stream = TcpStream::connect(server.address).await.expect("a connection");
-    stream.write_all(b"PUT /v1/kv/c/k HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n").await.expect("sent");
+    stream
+        .write_all(b"PUT /v1/kv/c/k HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await
+        .expect("sent");
     let piece = [&b"100000\r\n"[..], &vec![1; 1 << 20], b"\r\n"].concat();
     for _ in 0..65 {
         if stream.write_all(&piece).await.is_err() {
@@ -266,7 +274,10 @@ async fn a_value_by_reference_needs_only_what_is_missing() {
     let got = server.get("/v1/kv/c/b", &[]).await;
     assert!(got.body == second && got.headers["content-type"] == "a/b");
     let reference = server.get("/v1/kv/c/b", &[("accept", VALUE_REF_MEDIA_TYPE)]).await;
-    assert_eq!((&reference.body[..], &reference.headers["content-type"][..]), (&value.encode()[..], VALUE_REF_MEDIA_TYPE));
+    assert_eq!(
+        (&reference.body[..], &reference.headers["content-type"][..]),
+        (&value.encode()[..], VALUE_REF_MEDIA_TYPE)
+    );
     assert_eq!(reference.headers["flotilla-content-type"], "a/b");
     assert_eq!(server.put_ref("b", &upload, &value).await.problem(), (410, "upload_ended".into()), "it was written");
 }
@@ -385,28 +396,96 @@ async fn calls_about_objects_are_bounded_and_say_what_is_here() {
     assert_eq!(batch.json()["error"]["code"], -32_600);
 }
 
-/// One key for each role, which opens the collection `c` or not.
-struct RoleKeys;
+/// The keys of a cluster.
+struct Book(Vec<(u64, KeyFacts)>);
 
-impl Keys for RoleKeys {
+impl Keys for Book {
     fn key(&self, id: u64) -> Option<KeyFacts> {
-        let (role, collections) = [
-            (Role::Reader, Vec::new()),
-            (Role::Writer, vec!["c".to_owned()]),
-            (Role::Writer, vec!["other".to_owned()]),
-            (Role::Operator, Vec::new()),
-        ]
-        .get(usize::try_from(id).ok()?)?
-        .clone();
-        Some(KeyFacts { hash: key(id).1, role, collections, expires_at_ms: 0 })
+        self.0.iter().find(|(known, _)| *known == id).map(|(_, facts)| facts.clone())
     }
 }
 
-/// The text of a key, and the hash of its secret.
-fn key(id: u64) -> (String, [u8; 32]) {
+#[tokio::test]
+async fn only_writers_of_the_collection_upload_and_only_its_readers_read_objects() {
     use rand::SeedableRng as _;
-    let mut random = rand::rngs::StdRng::seed_from_u64(id);
-    let key = flotilla_identity::ClientKey::mint(&mut random);
-    let hash = key.hash().0;
-    (key.with_id(id).to_string(), hash)
+    let roles =
+        [(Role::Reader, "c"), (Role::Writer, "c"), (Role::Writer, "other"), (Role::Operator, ""), (Role::Admin, "")];
+    let mut random = rand::rngs::StdRng::seed_from_u64(1);
+    let keys = roles.map(|_| flotilla_identity::ClientKey::mint(&mut random));
+    let facts = keys.iter().zip(roles).map(|(key, (role, collection))| {
+        let collections = if collection.is_empty() { Vec::new() } else { vec![collection.to_owned()] };
+        (key.id(), KeyFacts { hash: key.hash().0, role, collections, expires_at_ms: 0 })
+    });
+    let access = Access::by_keys(Arc::new(Book(facts.collect())));
+    let (node, gateway) = values::node().await;
+    let server = Server::over(node, gateway, access).await;
+    let bearers = keys.map(|key| format!("Bearer {key}"));
+    let id = ObjectId::of(b"x");
+    let refs = json!([{ "id": id.to_string(), "height": 0, "bytes": 1 }]);
+    let call = |method: &str, parameters: Value| {
+        json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": parameters }).to_string()
+    };
+    let need = call("objects.need", json!({ "collection": "c", "refs": refs }));
+    let missing = call("objects.missing", json!({ "refs": refs }));
+    let mut allowed = Vec::new();
+    for bearer in &bearers {
+        let headers = [("authorization", &bearer[..]), ("content-type", "application/json")];
+        let is_allowed = async |body: &str| {
+            let answer = server.ask("POST /v1/rpc", &headers, body.as_bytes()).await.json();
+            answer["error"]["data"]["type"] != "forbidden"
+        };
+        let headers = [("authorization", &bearer[..]), ("content-type", "application/octet-stream")];
+        let upload = server.ask("POST /v1/uploads/00000000000000aa/objects?collection=c", &headers, b"").await.status;
+        let read = server.ask("POST /v1/kv-objects/c/k", &headers, &id.0).await.status;
+        allowed.push([is_allowed(&need).await, upload != 403, read != 403, is_allowed(&missing).await]);
+    }
+    let [reader, writer, elsewhere, operator, admin] = allowed[..] else { panic!("{allowed:?}") };
+    assert_eq!(reader, [false, false, true, false]);
+    assert_eq!(writer, [true, true, true, false]);
+    assert_eq!(elsewhere, [false; 4]);
+    assert_eq!(operator, [false; 4]);
+    assert_eq!(admin, [true; 4]);
+}
+
+#[tokio::test]
+async fn a_page_has_large_values_up_to_its_bytes_and_the_tags_of_others() {
+    let server = Server::start().await;
+    for (key, bytes) in [("a", 3 << 20), ("b", 2 << 20), ("c", 6 << 20), ("d", 10)] {
+        assert_eq!(server.ask(&format!("PUT /v1/kv/c/{key}"), &[], &vec![b'x'; bytes]).await.status, 200);
+    }
+    let (mut cursor, mut pages) = (String::new(), Vec::new());
+    loop {
+        let page = server.get(&format!("/v1/kv/c?cursor={cursor}"), &[]).await.json();
+        let item = |item: &Value| {
+            let key = item["key"].as_str().expect("a key").to_owned();
+            (key, item["value"].as_str().map(str::len), item["etag"].is_string())
+        };
+        pages.push(page["items"].as_array().expect("items").iter().map(item).collect::<Vec<_>>());
+        match page["cursor"].as_str() {
+            Some(next) => cursor = next.to_owned(),
+            None => break,
+        }
+    }
+    let whole = |key: &str, bytes: usize| (key.to_owned(), Some(bytes), false);
+    let second = vec![whole("b", 2 << 20)];
+    assert_eq!(pages, [vec![whole("a", 3 << 20)], second, vec![("c".to_owned(), None, true), whole("d", 10)]]);
+    let keys = server.get("/v1/kv/c?values=false", &[]).await.json();
+    assert_eq!(keys["items"].as_array().map(Vec::len), Some(4));
+}
+
+#[tokio::test]
+async fn a_batch_takes_long_values_as_well() {
+    let server = Server::start().await;
+    let value = "x".repeat(1 << 20);
+    let batch = json!({ "collection": "c", "operations": [
+        { "op": "put", "key": "k", "value": value }, { "op": "put", "key": "s", "value": "short" },
+    ] });
+    let answer =
+        server.ask("POST /v1/batch", &[("content-type", "application/json")], batch.to_string().as_bytes()).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(server.get("/v1/kv/c/k", &[]).await.body, value.as_bytes());
+    let append = json!({ "collection": "c", "operations": [{ "op": "append", "key": "k", "value": "y" }] });
+    let answer =
+        server.ask("POST /v1/batch", &[("content-type", "application/json")], append.to_string().as_bytes()).await;
+    assert_eq!(answer.json()["results"][0]["number"], (1 << 20) + 1);
 }

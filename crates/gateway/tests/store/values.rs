@@ -91,10 +91,13 @@ async fn appends_to_large_values_and_beyond_what_a_record_has_read_and_put_the_w
     let (long, more) = (content(3 << 20), content(2 << 20));
     let lengths = async |operations| {
         let results = gateway.write_all(operations).await.expect("written");
-        results.iter().map(|result| match result {
-            OperationResult::Written { number, .. } => *number,
-            other => panic!("{other:?}"),
-        }).collect::<Vec<_>>()
+        results
+            .iter()
+            .map(|result| match result {
+                OperationResult::Written { number, .. } => *number,
+                other => panic!("{other:?}"),
+            })
+            .collect::<Vec<_>>()
     };
     gateway.write_all(vec![put_value("k", long.clone())]).await.expect("written");
     assert_eq!(lengths(vec![append("k", b"!".to_vec())]).await, [(3 << 20) + 1]);
