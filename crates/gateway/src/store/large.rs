@@ -21,7 +21,7 @@ const APPEND_TRIES_MAX: usize = 16;
 
 /// How the values of a collection are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ValueRules {
+pub(crate) struct ValueRules {
     /// Values that are longer become objects, bytes.
     pub(crate) objects_from: u64,
     pub(crate) chunking: Chunking,
@@ -316,8 +316,8 @@ impl Store {
         for attempt in 0..APPEND_TRIES_MAX {
             let mut whole =
                 Appended { conditions: conditions.to_vec(), operations: operations.to_vec(), lengths: Vec::new() };
-            for index in 0..operations.len() {
-                if let Action::Append { bytes } = &operations[index].action {
+            for (index, operation) in operations.iter().enumerate() {
+                if let Action::Append { bytes } = &operation.action {
                     self.append_one(collection, index, bytes, &mut whole, deadline).await?;
                 }
             }

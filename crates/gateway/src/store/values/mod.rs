@@ -48,10 +48,10 @@ const TURN_WITHIN: Duration = Duration::from_secs(10);
 /// Objects could not be fetched: no node that was asked has them, or there was no time. What came is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("objects could not be fetched from other nodes")]
-pub struct NotFetched;
+pub(crate) struct NotFetched;
 
 /// Fetches objects from other nodes.
-pub trait FetchObjects: Send + Sync + 'static {
+pub(crate) trait FetchObjects: Send + Sync + 'static {
     /// Brings to this node what it lacks of these objects and of all below them. The upload holds what comes.
     fn fetch(
         &self,

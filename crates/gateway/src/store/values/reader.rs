@@ -21,8 +21,11 @@ const PART_BYTES_MAX: u64 = 1 << 20;
 pub(crate) struct ValueReader {
     hold: Hold,
     steps: Steps,
-    ahead: VecDeque<(Slice, JoinHandle<Result<Option<Bytes>, StoreError>>)>,
+    ahead: VecDeque<(Slice, Reading)>,
 }
+
+/// The bytes of a chunk, if it is here.
+type Reading = JoinHandle<Result<Option<Bytes>, StoreError>>;
 
 /// What is left of a part.
 enum Steps {
