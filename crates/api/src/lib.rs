@@ -47,8 +47,8 @@ pub use limits::{
 pub use node_change::{NodeChange, NodeVerb, UnknownNodeVerb};
 pub use objects::{
     FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FetchReply, FetchRequest, FetchedObject, FrameError, FrameKind, FrameReader,
-    MissingReply, MissingRequest, NeedReply, NeedRequest, OBJECT_REFS_MAX, OBJECTS_FETCHED_MAX, ObjectName, ObjectNeed, PullReply, PullRequest,
-    UPLOAD_BYTES_MAX, UPLOAD_OBJECTS_MAX, UploadReply, VALUE_REF_MEDIA_TYPE, put_frame,
+    MissingReply, MissingRequest, NeedReply, NeedRequest, OBJECT_REFS_MAX, OBJECTS_FETCHED_MAX, ObjectName, ObjectNeed,
+    PullReply, PullRequest, UPLOAD_BYTES_MAX, UPLOAD_OBJECTS_MAX, UploadReply, VALUE_REF_MEDIA_TYPE, put_frame,
 };
 pub use operations::{OperationInfo, OperationList, OperationProgress};
 pub use operator::{NodeUpgrade, Setting, SettingList, SettingRequest, TokenInfo, TokenList, UpgradeStatus};

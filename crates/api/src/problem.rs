@@ -143,7 +143,7 @@ problem_types! {
     /// The node lacks objects of the value: upload them, and try again.
     ObjectsMissing = "objects_missing", 409, false, "Objects of the value are missing";
     /// The objects of a reference make up another value, or are cut in another way.
-    WrongReference = "wrong_reference", 409, false, "The reference is not that of its content";
+    WrongReference = "wrong_reference", 400, false, "The reference is not that of its content";
     /// The upload has ended: begin another one, and ask for all of its objects again.
     UploadEnded = "upload_ended", 410, false, "The upload has ended";
     /// The snapshot of a scan has ended: start the scan again.

@@ -76,10 +76,7 @@ impl Chain {
 }
 
 /// The calls for these writes, to be run concurrently. No two chains may have the same key.
-pub(crate) fn write_all(
-    keyspace: &Keyspace,
-    chains: Vec<Chain>,
-) -> impl Iterator<Item = Call> {
+pub(crate) fn write_all(keyspace: &Keyspace, chains: Vec<Chain>) -> impl Iterator<Item = Call> {
     let groups = by_shard(keyspace, chains, |chain: &Chain| &chain.jobs[0].work.operation.key);
     let calls: Vec<_> =
         groups.into_iter().flat_map(|group| split(group, Chain::cost, CALL_RESULT_BYTES_MAX, CALL_BYTES_MAX)).collect();
@@ -91,10 +88,7 @@ pub(crate) fn write_all(
 }
 
 /// The calls for these reads, to be run concurrently.
-pub(crate) fn read_all(
-    keyspace: &Keyspace,
-    jobs: Vec<Job<Read>>,
-) -> impl Iterator<Item = Call> {
+pub(crate) fn read_all(keyspace: &Keyspace, jobs: Vec<Job<Read>>) -> impl Iterator<Item = Call> {
     let (with_value, without): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.work.answer.needs_value());
     let mut calls = Vec::new();
     for (jobs, values) in [(with_value, true), (without, false)] {

@@ -173,8 +173,7 @@ async fn put(app: App, collection: String, key: Bytes, request: Request) -> Resu
     let action = Action::Put { value, expiry, return_old: false };
     let operation = Operation { key, condition, otherwise: Otherwise::Refuse, action };
     let written = write_if(&app, &collection, &headers, &client, operation, deadline).await;
-    kept.after(&written);
-    let Written { timestamp, results, shard } = written?;
+    let Written { timestamp, results, shard } = kept.after(written)?;
     match results.first() {
         Some(&OperationResult::Written { version, .. }) => {
             let mut response = Json(PutReply { version, timestamp, token: token(timestamp) }).into_response();

@@ -47,13 +47,18 @@ pub(super) struct Kept {
 
 impl Kept {
     /// The write has ended like this.
-    pub(super) fn after(self, written: &Result<Written, Refusal>) {
-        let Some(hold) = self.hold else { return };
-        match written {
+    pub(super) fn after(self, written: Result<Written, Refusal>) -> Result<Written, Refusal> {
+        let Some(hold) = self.hold else { return written };
+        match &written {
             Err(refusal) if refusal.0.kind == ProblemType::OutcomeUnknown => hold.leave(),
+            // The client has sent the whole value, and can only send it again.
+            Err(refusal) if refusal.0.kind == ProblemType::ObjectsMissing && !self.is_of_client => {
+                return Err(StoreError::ObjectsUnavailable.into());
+            }
             Ok(_) if self.is_of_client => hold.end(),
             _ => {}
         }
+        written
     }
 }
 
@@ -100,8 +105,10 @@ async fn by_reference(
     let body = body::read(app, request, ValueRef::ENCODED_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
     let value = ValueRef::decode(&body.bytes)
         .map_err(|error| Refusal::new(ProblemType::MalformedRequest, format!("the reference: {error}")))?;
+    let bytes = value.bytes();
     let accepted = timeout_at(deadline, app.store.accept(rules, value, upload.0)).await;
     let (content, hold) = accepted.map_err(|_| StoreError::DeadlineExceeded { shard: None })??;
+    metrics::counter!("flotilla_value_reference_bytes_total").increment(bytes);
     let kept = Kept { hold: Some(hold), is_of_client: true, _charge: body.charge };
     Ok(ArrivedValue { value: Value { content, media_type }, kept, deadline })
 }

@@ -344,10 +344,7 @@ impl Store {
                     }
                     return Ok(written);
                 }
-                Err(error) => {
-                    Hold::after(hold, &error);
-                    return Err(error);
-                }
+                Err(error) => return Err(Hold::after(hold, error)),
             }
         }
         Err(super::values::BUSY)

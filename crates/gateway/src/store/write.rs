@@ -78,14 +78,14 @@ impl Store {
         let hold = self.store_long(rules, &mut operations).await?;
         if appends.is_none() {
             let written = self.write_stored(collection, conditions, operations, deadline).await;
-            return written.inspect_err(|error| Hold::after(hold, error));
+            return written.map_err(|error| Hold::after(hold, error));
         }
         match self.write_stored(collection, conditions.clone(), operations.clone(), deadline).await {
             // Nothing was written.
             Err(StoreError::LargeValue | StoreError::ValueTooLarge { .. }) => {
                 self.append_whole(collection, rules, &conditions, &operations, deadline).await
             }
-            written => written.inspect_err(|error| Hold::after(hold, error)),
+            written => written.map_err(|error| Hold::after(hold, error)),
         }
     }
 

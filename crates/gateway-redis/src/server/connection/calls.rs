@@ -85,7 +85,8 @@ impl Connection {
     where
         F: Future<Output = Reply> + Send + 'static,
     {
-        let answered = call(self.shared.clone()).map(move |reply| Done::from(vec![Answered { ordinal, protocol, reply }]));
+        let answered =
+            call(self.shared.clone()).map(move |reply| Done::from(vec![Answered { ordinal, protocol, reply }]));
         self.running.push(answered.boxed());
     }
 

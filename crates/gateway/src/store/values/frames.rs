@@ -195,7 +195,12 @@ mod tests {
     use flotilla_hostile::{attack, mutated};
     use proptest::prelude::*;
 
-    use super::{super::memory::MemoryObjects, *};
+    use flotilla_values::{Chunking, Cutter};
+
+    use super::{
+        super::{memory::MemoryObjects, tests::content},
+        *,
+    };
 
     const UPLOAD: u64 = 7;
 
@@ -230,6 +235,15 @@ mod tests {
         let plain = async |objects: &[(FrameKind, &[u8])]| refused(&frames(objects), Encoding::Plain).await;
         assert_eq!(plain(&[(FrameKind::Absent, b"")]).await, FramesError::Kind);
         assert_eq!(plain(&[(FrameKind::List, b"x")]).await, FramesError::List(FormatError::NotAList));
+        let mut cutter = Cutter::new(Chunking::default(), u64::MAX);
+        let long = content(2 << 20);
+        let mut rest = &long[..];
+        while cutter.push(&mut rest).expect("no limit").is_some() {}
+        let root = cutter.finish().objects.pop().expect("a root").bytes;
+        assert_eq!(plain(&[(FrameKind::List, &root)]).await, FramesError::Kind);
+        assert!(
+            store(&frames(&[(FrameKind::Root, &root), (FrameKind::Chunk, &root)]), Encoding::Plain).await.0.is_ok()
+        );
         assert_eq!(refused(&[0, 9, 0, 0, 0, 1], Encoding::Plain).await, FramesError::Frame(FrameError::Cut));
         assert_eq!(refused(b"not zstd", Encoding::Zstd).await, FramesError::Zstd);
         let bomb = zstd::bulk::compress(&vec![0; 64 << 20], LEVEL).expect("compressed");

@@ -1,6 +1,9 @@
 //! What a call holds of this node's objects.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use flotilla_types::{NodeId, ObjectId, Refs};
 use flotilla_values::ValueRef;
@@ -19,6 +22,8 @@ pub(crate) struct Hold {
     upload: u64,
     renewed: Instant,
     ends: bool,
+    /// Whether objects came from other nodes.
+    fetched: AtomicBool,
 }
 
 impl Hold {
@@ -26,13 +31,25 @@ impl Hold {
     pub(crate) fn begin(values: &Values) -> Result<Self, StoreError> {
         let upload = rand::random();
         values.objects.begin_upload(upload, HOLD_TIME)?;
-        Ok(Self { values: values.clone(), upload, renewed: Instant::now(), ends: true })
+        Ok(Self {
+            values: values.clone(),
+            upload,
+            renewed: Instant::now(),
+            ends: true,
+            fetched: AtomicBool::new(false),
+        })
     }
 
     /// Goes on with an upload that a client has begun, which stays when this is dropped.
     pub(crate) fn of(values: &Values, upload: u64) -> Result<Self, StoreError> {
         values.objects.renew_upload(upload, HOLD_TIME)?;
-        Ok(Self { values: values.clone(), upload, renewed: Instant::now(), ends: false })
+        Ok(Self {
+            values: values.clone(),
+            upload,
+            renewed: Instant::now(),
+            ends: false,
+            fetched: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn upload(&self) -> u64 {
@@ -64,7 +81,13 @@ impl Hold {
 
     /// Reads a value whose objects are held already.
     pub(crate) fn reader(&self, value: &ValueRef) -> Result<ValueReader, StoreError> {
-        let own = Self { values: self.values.clone(), upload: self.upload, renewed: self.renewed, ends: false };
+        let own = Self {
+            values: self.values.clone(),
+            upload: self.upload,
+            renewed: self.renewed,
+            ends: false,
+            fetched: AtomicBool::new(false),
+        };
         ValueReader::of_held(own, value)
     }
 
@@ -73,10 +96,16 @@ impl Hold {
         self.ends = false;
     }
 
-    /// Ends what a write held that failed with this error; if its outcome is unknown, it is left.
-    pub(crate) fn after(hold: Option<Self>, error: &StoreError) {
-        if let (Some(hold), StoreError::OutcomeUnknown { .. }) = (hold, error) {
-            hold.leave();
+    /// The error of a write whose objects were held by this. It is left if the outcome is unknown.
+    pub(crate) fn after(hold: Option<Self>, error: StoreError) -> StoreError {
+        match (hold, error) {
+            (Some(hold), error @ StoreError::OutcomeUnknown { .. }) => {
+                hold.leave();
+                error
+            }
+            // They were here: the leader did not get them.
+            (Some(_), StoreError::ObjectsMissing { .. }) => StoreError::ObjectsUnavailable,
+            (_, error) => error,
         }
     }
 
@@ -100,6 +129,7 @@ impl Hold {
         if missing.is_empty() {
             return Ok(());
         }
+        self.fetched.store(true, Ordering::Relaxed);
         let fetched = self.values.fetch.fetch(self.upload, objects.clone(), from, timeout).await;
         fetched.map_err(|_| StoreError::ObjectsMissing { missing })
     }
@@ -107,7 +137,9 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if self.ends {
+        if self.ends && *self.fetched.get_mut() {
+            self.values.keep(self.upload);
+        } else if self.ends {
             self.values.objects.end_upload(self.upload);
         }
     }

@@ -16,6 +16,7 @@ mod verified;
 mod writer;
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -42,6 +43,8 @@ const TASK_BYTES_MIN: usize = 512 << 10;
 /// Bytes of large values that are whole in memory, for all clients, until whoever asked for them drops them; others
 /// wait until their deadline.
 const WHOLE_BYTES_MAX: usize = 128 << 20;
+/// Values that were fetched from other nodes and are kept for their next reader.
+const KEPT_MAX: usize = 16;
 /// How long a task waits for its turn.
 const TURN_WITHIN: Duration = Duration::from_secs(10);
 
@@ -70,6 +73,8 @@ pub(crate) struct Values {
     in_work: Arc<Semaphore>,
     whole: Arc<Semaphore>,
     verified: Arc<Mutex<VerifiedRefs>>,
+    /// Uploads of values that were fetched and read, oldest first.
+    kept: Arc<Mutex<VecDeque<u64>>>,
 }
 
 impl Values {
@@ -80,6 +85,7 @@ impl Values {
             in_work: Arc::new(Semaphore::new(IN_WORK_BYTES_MAX)),
             whole: Arc::new(Semaphore::new(WHOLE_BYTES_MAX)),
             verified: Arc::default(),
+            kept: Arc::default(),
         }
     }
 
@@ -111,6 +117,17 @@ impl Values {
         let permits = permits.ok_or(StoreError::ValueTooLarge { limit_bytes: WHOLE_BYTES_MAX as u64 })?;
         let room = tokio::time::timeout_at(deadline.into(), self.whole.clone().acquire_many_owned(permits)).await;
         room.ok().and_then(Result::ok).ok_or(BUSY)
+    }
+
+    /// Leaves what was fetched for a reader, who may ask for another part of the same value, until others came or its
+    /// time is over.
+    fn keep(&self, upload: u64) {
+        let oldest = {
+            let mut kept = self.kept.lock();
+            kept.push_back(upload);
+            if kept.len() > KEPT_MAX { kept.pop_front() } else { None }
+        };
+        oldest.into_iter().for_each(|upload| self.objects.end_upload(upload));
     }
 
     /// Whether content was cut like this before, and had this reference.

@@ -99,7 +99,15 @@ async fn what_is_absent_is_fetched_and_held_while_it_is_read() {
     here.collect();
     assert_eq!(reader.into_stream().try_collect::<Vec<_>>().await.expect("held").concat(), content);
     here.collect();
-    assert!(here.ids().is_empty(), "a reader ends its hold");
+    let again = read(&values, &value, 0..value.bytes()).await;
+    assert_eq!(again, Ok(content), "it is kept for the next reader, whom nobody else could serve");
+    // Until others came.
+    for byte in 0..KEPT_MAX as u8 {
+        let (other, _hold) = write(&there.values(Vec::new()), &[byte; 10], 10).await;
+        assert_eq!(read(&values, &other, 0..10).await, Ok(vec![byte; 10]));
+    }
+    assert_eq!(here.uploads().len(), KEPT_MAX);
+    here.collect();
     let missing = read(&values, &value, 0..value.bytes()).await;
     assert_eq!(missing, Err(StoreError::ObjectsMissing { missing: value.refs().ids().collect() }));
 }
