@@ -30,8 +30,8 @@ mod text;
 pub use authority::{AuthorityStatus, CertificateLife, NodeCertification};
 pub use batch::{BatchCondition, BatchOperation, BatchReply, BatchRequest, BatchResult, BatchVerb, Outcome};
 pub use cluster::{
-    Check, Collection, CollectionList, CreateCollection, NodeList, Readiness, ShardList, Sharding, TokenReply,
-    TokenRequest,
+    ChangeCollection, Check, Collection, CollectionList, CreateCollection, NodeList, Readiness, ShardList, Sharding,
+    TokenReply, TokenRequest,
 };
 pub use comparison::DigestComparison;
 pub use consistency::{ConsistencyReport, ShardConsistency};

@@ -181,7 +181,15 @@ pub(crate) async fn create(
     sharding: Sharding,
     deadline: Instant,
 ) -> Result<(), StoreError> {
-    let request = CreateCollection { name: name.to_owned(), sharding, buckets: None, shards: None, replicas: None };
+    let request = CreateCollection {
+        name: name.to_owned(),
+        sharding,
+        buckets: None,
+        shards: None,
+        replicas: None,
+        objects_from: None,
+        chunk: None,
+    };
     match admin.create_collection(request, deadline).await {
         // Another client may have created it, also with other properties.
         Ok(_) | Err(AdminError::Store(StoreError::CollectionExists(_))) => Ok(()),

@@ -452,6 +452,10 @@ impl StateEngine for Engine {
         self.objects.get(object).map_err(failure::of_objects)
     }
 
+    fn object_bytes(&self, object: ObjectId) -> Option<u64> {
+        self.objects.len_bytes(object)
+    }
+
     fn expect(&self, objects: &[ObjectId]) {
         self.missing(objects).into_iter().for_each(|id| self.objects.expect(id));
     }

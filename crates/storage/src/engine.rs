@@ -345,6 +345,11 @@ pub trait StateEngine: Send + Sync + 'static {
     /// The bytes of an object, verified against its id.
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError>;
 
+    /// The length of an object that is here. Cheap: memory only where that suffices.
+    fn object_bytes(&self, object: ObjectId) -> Option<u64> {
+        self.object(object).ok().map(|bytes| bytes.len() as u64)
+    }
+
     /// Stores an object from elsewhere after verifying its hash. `children` are the objects that it needs: they
     /// follow from its bytes and from what it is, which the caller knows. If it is here already, children that
     /// were not known are added. It may be deleted again unless a holder names it. Durable only after

@@ -94,6 +94,8 @@ impl Body<'_> {
         while start.len() as u64 <= rules.objects_from {
             match self.next().await.map_err(refusal)? {
                 Event::Bytes(bytes) => {
+                    let room = self.client.account.room(bytes.len());
+                    self.work(timeout(ROOM_WITHIN, room)).await.map_err(|_| refusal(ReadError::Busy))?;
                     charge.set(start.len() + bytes.len());
                     start.extend_from_slice(&bytes);
                 }
@@ -102,12 +104,14 @@ impl Body<'_> {
             }
         }
         let held = ValueWriter::bytes_held_max(rules.chunking);
-        let room = self.client.account.room(held.saturating_sub(charge.bytes()));
+        // The start is given up once it is pushed.
+        let room = self.client.account.room(held);
         self.work(timeout(ROOM_WITHIN, room)).await.map_err(|_| refusal(ReadError::Busy))?;
-        charge.set(held);
+        charge.set(held + start.len());
         let mut writer = app.store.value_writer(rules, LARGE_VALUE_BYTES_MAX as u64)?;
         self.work(writer.push(&start)).await?;
         drop(start);
+        charge.set(held);
         loop {
             match self.next().await.map_err(refusal)? {
                 Event::Bytes(bytes) => self.work(writer.push(&bytes)).await?,

@@ -80,9 +80,9 @@ fn table() -> Vec<Route> {
         ),
         route(
             "/v1/collections/{name}",
-            &[("/v1/collections/{name}", &["delete"])],
+            &[("/v1/collections/{name}", &["get", "patch", "delete"])],
             Rights::OPERATE,
-            delete(cluster::drop_collection),
+            get(cluster::collection).patch(cluster::change_collection).delete(cluster::drop_collection),
         ),
         route("/v1/cluster/status", &[("/v1/cluster/status", &["get"])], Rights::INSPECT, get(cluster::status)),
         route("/v1/cluster/nodes", &[("/v1/cluster/nodes", &["get"])], Rights::INSPECT, get(cluster::nodes)),

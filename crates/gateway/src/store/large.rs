@@ -3,6 +3,7 @@
 use std::{ops::Range, sync::Arc, time::Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use flotilla_api::{LARGE_VALUE_BYTES_MAX, VALUE_BYTES_MAX};
 use flotilla_kv::{Action, Condition, Content, Expiry, Operation, OperationResult, Value};
 use flotilla_placement::Collection;
 use flotilla_types::{ClusterVersion, NodeId, Refs, ShardId};
@@ -28,8 +29,10 @@ pub(crate) struct ValueRules {
 }
 
 impl ValueRules {
-    fn of(_: &Collection) -> Self {
-        Self { objects_from: 4 << 10, chunking: Chunking::default() }
+    fn of(collection: &Collection) -> Self {
+        // No record has a longer value.
+        let objects_from = collection.objects_from.min(VALUE_BYTES_MAX as u32).into();
+        Self { objects_from, chunking: collection.chunking }
     }
 
     /// Whether a value is longer than records are.
@@ -121,7 +124,7 @@ impl Store {
         value: ValueRef,
         upload: u64,
     ) -> Result<(Content, Hold), StoreError> {
-        let limit_bytes = flotilla_api::LARGE_VALUE_BYTES_MAX as u64;
+        let limit_bytes = LARGE_VALUE_BYTES_MAX as u64;
         if value.bytes() > limit_bytes {
             return Err(StoreError::ValueTooLarge { limit_bytes });
         }
@@ -201,7 +204,7 @@ impl Store {
     /// The longest value that a record may have, bytes.
     #[must_use]
     pub fn value_bytes_max(&self) -> usize {
-        if self.has_objects() { flotilla_api::LARGE_VALUE_BYTES_MAX } else { flotilla_api::VALUE_BYTES_MAX }
+        if self.has_objects() { LARGE_VALUE_BYTES_MAX } else { VALUE_BYTES_MAX }
     }
 
     fn has_objects(&self) -> bool {
@@ -363,11 +366,11 @@ impl Store {
         let found = self.get(collection, vec![key.clone()], true, Consistency::Strong, deadline).await?;
         let found = found.into_iter().next().flatten();
         let length = found.as_ref().map_or(0, |found| found.value_bytes) + appended.len() as u64;
-        if length > flotilla_api::LARGE_VALUE_BYTES_MAX as u64 {
-            return Err(StoreError::ValueTooLarge { limit_bytes: flotilla_api::LARGE_VALUE_BYTES_MAX as u64 });
+        if length > LARGE_VALUE_BYTES_MAX as u64 {
+            return Err(StoreError::ValueTooLarge { limit_bytes: LARGE_VALUE_BYTES_MAX as u64 });
         }
         let is_large = found.as_ref().is_some_and(|found| found.value.inline().is_none());
-        if !is_large && length <= flotilla_api::VALUE_BYTES_MAX as u64 {
+        if !is_large && length <= VALUE_BYTES_MAX as u64 {
             return Ok(());
         }
         let mut content = match found.as_ref().map(|found| (&found.value.content, found)) {

@@ -344,7 +344,8 @@ mod tests {
     }
 
     fn collection(id: CollectionId, sharding: Sharding, buckets: u16) -> Collection {
-        Collection { id, name: id.to_string(), sharding, buckets, replicas: 3 }
+        let (objects_from, chunking) = (Collection::OBJECTS_FROM_DEFAULT, Default::default());
+        Collection { id, name: id.to_string(), sharding, buckets, replicas: 3, objects_from, chunking }
     }
 
     /// A hash collection of three buckets in two shards, and a range collection that is cut at `b`.

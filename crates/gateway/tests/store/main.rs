@@ -14,7 +14,9 @@ use flotilla_control::{Shards, Topology};
 use flotilla_gateway::{Consistency, GatewayStart, Scan, ScanSnapshot, SnapshotId, Store, StoreError};
 use flotilla_identity::{ClusterAuthority, NodeIdentity, NodeKey};
 use flotilla_kv::{Action, Command, Expiry, KvMachine, Limits, Operation, Otherwise, encode_command};
-use flotilla_meta::{Addresses, Feed, Increment, MetaCommand, MetaFollower, MetaState, NewNode, SeenNode};
+use flotilla_meta::{
+    Addresses, Feed, Increment, MetaCommand, MetaFollower, MetaState, NewNode, SeenNode, ValueSettings,
+};
 use flotilla_placement::{Collection, Sharding};
 use flotilla_replication::{Host, HostConfig, HostParts, clock};
 use flotilla_route::AHEAD_MS_MAX;
@@ -72,6 +74,7 @@ fn metadata(version: ClusterVersion) -> Arc<MetaState> {
         buckets: 1,
         replicas: 1,
         initial_nodes: vec![vec![ME]],
+        values: ValueSettings::NONE,
     };
     let raises = (2..=version.0).map(|version| MetaCommand::SetClusterVersion {
         version: ClusterVersion(version),

@@ -687,4 +687,22 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-gateway-redis"),
         also: None,
     },
+    Fault {
+        name: "settings-of-values-in-the-first-format",
+        what: "a collection with settings that older binaries do not know is stored as if they knew them",
+        file: "crates/meta/src/codec/records.rs",
+        before: "let version = said(collection).map_or(ClusterVersion::FIRST, |_| ClusterVersion::VALUE_REFS);",
+        after: "let version = ClusterVersion::FIRST;",
+        runner: Runner::Tests("flotilla-meta"),
+        also: None,
+    },
+    Fault {
+        name: "chunks-too-short-for-a-value",
+        what: "a collection cuts values into chunks of which the longest value has too many",
+        file: "crates/meta/src/apply/shards.rs",
+        before: "chunking.value_bytes_max() < VALUE_BYTES_CUT_MIN",
+        after: "chunking.value_bytes_max() < 1",
+        runner: Runner::Tests("flotilla-meta"),
+        also: None,
+    },
 ];

@@ -144,6 +144,18 @@ pub(super) fn find(
             if wanted.what == What::Plain || (wanted.what == What::Piece && is_whole()) {
                 continue;
             }
+            if let What::Part { height: 0, bytes } = wanted.what {
+                // It is verified by now, and needs nothing: its length says all.
+                match engine.object_bytes(wanted.id) {
+                    Some(found_bytes) => found.is_invalid |= found_bytes != bytes,
+                    None => {
+                        // It was found damaged just now.
+                        found.here -= 1;
+                        found.missing.push(wanted);
+                    }
+                }
+                continue;
+            }
             let object = match engine.object(wanted.id) {
                 Ok(object) => object,
                 Err(EngineError::Object(_)) => {
