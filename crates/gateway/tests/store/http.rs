@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_api::{
-    AuthorityStatus, Check, ClusterStatus, ConsistencyReport, CreateCollection, DigestList, Event, FrameKind,
-    FrameReader, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, ObjectNeed, OperationList, ScrubReport,
-    Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus, VALUE_REF_MEDIA_TYPE, put_frame,
+    AuthorityStatus, ChangeCollection, Check, ClusterStatus, ConsistencyReport, CreateCollection, DigestList, Event,
+    FrameKind, FrameReader, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, ObjectNeed, OperationList,
+    ScrubReport, Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus, VALUE_REF_MEDIA_TYPE, put_frame,
 };
 use flotilla_gateway::{
     Access, Admin, AdminFuture, AuditEntry, CLIENT_BYTES_MIN, ChangeOptions, ClientBudget, HttpConfig, KeyFacts, Keys,
@@ -61,6 +61,7 @@ impl Admin for NoAdmin {
         consistency(Instant) -> AdminFuture<'_, ConsistencyReport>;
         digests(Option<BTreeSet<ShardId>>, Instant) -> AdminFuture<'_, DigestList>;
         create_collection(CreateCollection, Instant) -> AdminFuture<'_, flotilla_api::Collection>;
+        change_collection(String, ChangeCollection, Instant) -> AdminFuture<'_, flotilla_api::Collection>;
         drop_collection(String, Instant) -> AdminFuture<'_, ()>;
         create_token(TokenRequest, Instant) -> AdminFuture<'_, TokenReply>;
         revoke_token(TokenId, Instant) -> AdminFuture<'_, ()>;
