@@ -117,6 +117,12 @@ impl Decoder {
         self.partial.as_ref().map_or(0, |partial| partial.taken_bytes)
     }
 
+    /// How long the input must be for the argument that it begins with, if its length is known.
+    #[must_use]
+    pub fn awaited_bytes(&self) -> Option<usize> {
+        self.partial.as_ref()?.bulk_bytes.map(|bytes| bytes + 2)
+    }
+
     /// Takes the next request from the front of `input`; `None` when more bytes are needed. Call again until
     /// `None`.
     ///

@@ -300,7 +300,10 @@ impl Connection {
 
     fn read(&mut self) -> io::Result<()> {
         if self.input.capacity() - self.input.len() < READ_BYTES_MIN {
-            self.input.reserve(self.read_bytes);
+            // Reserving would double it.
+            let mut grown = BytesMut::with_capacity(self.grown());
+            grown.extend_from_slice(&self.input);
+            self.input = grown;
         }
         let spare = self.input.capacity() - self.input.len();
         match self.stream.try_read_buf(&mut self.input) {
