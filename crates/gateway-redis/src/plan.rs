@@ -7,7 +7,7 @@ use bytes::Bytes;
 use flotilla_kv::{Action, Condition, Expiry, Operation, Otherwise};
 
 use crate::{
-    Command, Deadline, ExpireCondition, Glob, Scan, Set, SetCondition, SetExpiry, TimeUnit,
+    Command, Compute, Deadline, ExpireCondition, Glob, Scan, Set, SetCondition, SetExpiry, TimeUnit,
     window::{Access, Footprint},
 };
 
@@ -66,6 +66,11 @@ pub(crate) enum Task {
     MSet(Vec<(Bytes, Bytes)>),
     Del(Vec<Bytes>),
     Exists(Vec<Bytes>),
+    GetRange {
+        key: Bytes,
+        start: i64,
+        end: i64,
+    },
     /// A command whose writes are computed from what it reads.
     Evaluate(Command),
     Scan(Scan),
@@ -113,6 +118,7 @@ impl Plan {
             },
             Command::MGet(keys) => Self::Task(Task::MGet(keys)),
             Command::MSet(pairs) => Self::Task(Task::MSet(pairs)),
+            Command::Compute(Compute::GetRange { key, start, end }) => Self::Task(Task::GetRange { key, start, end }),
             Command::Compute(_) | Command::Eval(_) => Self::Task(Task::Evaluate(command)),
             Command::Scan(scan) => Self::Task(Task::Scan(scan)),
             Command::Keys(pattern) => Self::Task(Task::Keys(pattern)),
@@ -137,6 +143,7 @@ impl Plan {
         match self {
             Self::Write(write) => Footprint::Key(write.operation.key.clone(), Access::Write),
             Self::Read(read) => Footprint::Key(read.key.clone(), Access::Read),
+            Self::Task(Task::GetRange { key, .. }) => Footprint::Key(key.clone(), Access::Read),
             Self::Task(Task::MGet(keys) | Task::Exists(keys)) => Footprint::Keys(keys.clone(), Access::Read),
             Self::Task(Task::Del(keys)) => Footprint::Keys(keys.clone(), Access::Write),
             Self::Task(Task::MSet(pairs)) => {

@@ -56,7 +56,9 @@ pub(super) async fn position_of(shared: &Shared, cursor: u64, deadline: Instant)
         return Ok(known);
     }
     let found = shared.store.get(COLLECTION, vec![key_of(cursor)], true, Consistency::Strong, deadline).await?;
-    Ok(found.into_iter().next().flatten().map(|found| found.value))
+    let Some(found) = found.into_iter().next().flatten() else { return Ok(None) };
+    let found = shared.store.with_content(COLLECTION, found, false, deadline).await?;
+    Ok(found.and_then(|found| found.value.into_inline().ok()))
 }
 
 async fn share(shared: &Shared, cursor: u64, from: &Bytes, deadline: Instant) -> Result<(), StoreError> {

@@ -284,7 +284,7 @@ fn by_shard(map: &ShardMap, keys: &[Bytes], indices: &[usize]) -> Result<Vec<(Ro
 pub(super) fn found(record: Record, served_by: NodeId, shard: ShardId) -> Found {
     Found {
         key: record.key.slice(RecordKey::PREFIX_BYTES.min(record.key.len())..),
-        value: record.value.into_inline().unwrap_or_default(),
+        value: record.value,
         version: record.version,
         expires_at_ms: record.expires_at_ms,
         value_bytes: record.value_bytes,
@@ -458,7 +458,7 @@ mod tests {
     fn of_size(value_bytes: u64) -> Option<Found> {
         Some(Found {
             key: Bytes::new(),
-            value: Bytes::new(),
+            value: Bytes::new().into(),
             version: flotilla_types::Timestamp(1),
             expires_at_ms: None,
             value_bytes,
