@@ -57,5 +57,6 @@ mod takeover;
 mod tokens;
 mod transfer;
 mod upgrade;
+mod values;
 mod view;
 mod wiped;
