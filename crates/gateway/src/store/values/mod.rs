@@ -5,6 +5,7 @@
 //! of it is collected meanwhile. Nothing that waits for a client takes part in [`IN_WORK_BYTES_MAX`], so no client can
 //! keep others from the disk. A writer keeps one batch and what its cutter keeps, a reader a few chunks.
 
+mod clients;
 mod frames;
 mod hold;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{RETRY_AFTER_MS, StoreError};
 
+use clients::ClientUploads;
 pub(crate) use frames::{Encoding, FramesError, frame_bytes};
 pub(crate) use hold::{HOLD_TIME, Hold, UPLOAD_TIME};
 pub(crate) use reader::ValueReader;
@@ -75,6 +77,7 @@ pub(crate) struct Values {
     verified: Arc<Mutex<VerifiedRefs>>,
     /// Uploads of values that were fetched and read, oldest first.
     kept: Arc<Mutex<VecDeque<u64>>>,
+    clients: Arc<Mutex<ClientUploads>>,
 }
 
 impl Values {
@@ -86,6 +89,7 @@ impl Values {
             whole: Arc::new(Semaphore::new(WHOLE_BYTES_MAX)),
             verified: Arc::default(),
             kept: Arc::default(),
+            clients: Arc::default(),
         }
     }
 

@@ -113,6 +113,23 @@ async fn what_is_absent_is_fetched_and_held_while_it_is_read() {
 }
 
 #[tokio::test]
+async fn what_is_read_stays_to_its_end_although_nothing_else_holds_it_any_more() {
+    let here = Arc::new(MemoryObjects::default());
+    let values = here.values(Vec::new());
+    let content = content(3 * MIB);
+    for range in [0..content.len() as u64, 5..200_000] {
+        let (value, hold) = write(&values, &content, MIB).await;
+        let reader = ValueReader::open(&values, &value, range.clone(), Vec::new(), SOON).await.expect("here");
+        drop(hold);
+        here.collect();
+        let read = reader.into_stream().try_collect::<Vec<_>>().await.expect("held").concat();
+        assert!(read == content[range.start as usize..range.end as usize]);
+        here.collect();
+        assert!(here.ids().is_empty());
+    }
+}
+
+#[tokio::test]
 async fn a_small_part_reads_its_chunks_and_the_lists_on_its_way() {
     let here = Arc::new(MemoryObjects::default());
     let values = here.values(Vec::new());
