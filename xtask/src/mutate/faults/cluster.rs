@@ -664,7 +664,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "references-are-believed",
         what: "a gateway accepts a reference without cutting its content",
         file: "crates/gateway/src/store/large.rs",
-        before: "if cutter.finish().value != value {",
+        before: "if cutter.finish().value != *value {",
         after: "if cutter.finish().value.bytes() != value.bytes() {",
         runner: Runner::Tests("flotilla-gateway"),
         also: None,

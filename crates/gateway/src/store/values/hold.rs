@@ -6,9 +6,8 @@ use std::{
 };
 
 use flotilla_types::{NodeId, ObjectId, Refs};
-use flotilla_values::ValueRef;
 
-use super::{BUSY, StoreError, ValueReader, Values, failed};
+use super::{BUSY, StoreError, Values, failed};
 
 /// How long an upload goes on without being renewed.
 pub(crate) const HOLD_TIME: Duration = Duration::from_secs(120);
@@ -87,18 +86,6 @@ impl Hold {
     pub(crate) fn end(mut self) {
         self.values.clients.lock().ended(self.upload);
         self.ends = true;
-    }
-
-    /// Reads a value whose objects are held already.
-    pub(crate) fn reader(&self, value: &ValueRef) -> Result<ValueReader, StoreError> {
-        let own = Self {
-            values: self.values.clone(),
-            upload: self.upload,
-            renewed: self.renewed,
-            ends: false,
-            fetched: AtomicBool::new(false),
-        };
-        ValueReader::of_held(own, value)
     }
 
     /// Leaves the upload to its deadline: what came of it is not known, or somebody goes on with it.
