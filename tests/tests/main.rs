@@ -42,6 +42,7 @@ mod faults;
 mod forming;
 mod health;
 mod hostile;
+mod large_values;
 mod leaving;
 mod minority;
 mod moving;
