@@ -120,7 +120,7 @@ async fn put(arguments: PutArguments, client: &Client, output: Output) -> Result
         }
         (None, None) => read_value(io::stdin().lock()).map_err(|error| Failure::io("stdin", &error))?,
     };
-    let options = PutOptions { if_version: if_version.map(Timestamp), if_absent, ttl };
+    let options = PutOptions { if_version: if_version.map(Timestamp), if_absent, ttl, ..PutOptions::default() };
     let reply = client.put(&collection, &key.into_vec(), Bytes::from(value), &options).await?;
     output.show(&reply, |reply| reply.version.to_string())
 }
