@@ -106,6 +106,10 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("sha1_smol", &["gateway-redis"]),
     ("reqwest", &["client", "local-cluster"]),
     ("fastcdc", &["values"]),
+    // Archives that `kv import --unpack` takes apart.
+    ("tar", &["node"]),
+    ("zip", &["node"]),
+    ("flate2", &["node"]),
     ("zstd", &["objects", "client", "fake-gateway"]),
     // Its registry is global, so only one crate accesses it.
     ("fail", &["failpoints"]),

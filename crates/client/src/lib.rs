@@ -25,7 +25,9 @@ pub use error::ClientError;
 pub use events::EventStream;
 pub use options::{ClientOptions, PutOptions, ScanOptions};
 pub use records::{Record, ScannedPage, ScannedRecord};
-pub use values::{LARGE_VALUE_BYTES_MAX, LocalValue, StoredValue, Transfer, ValueCache, ValueReader, ValueSource};
+pub use values::{
+    LARGE_VALUE_BYTES_MAX, LocalValue, StoredValue, Transfer, ValueCache, ValueReader, ValueSource, ValueSourceReader,
+};
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

@@ -20,7 +20,11 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use super::{
     BATCH_BYTES_MAX, BATCH_OBJECTS_MAX, BATCH_TIMEOUT_MIN, BATCHES_IN_FLIGHT, LocalValue, REFERENCE_TYPE, Transfer,
-    ValueCache, ValueSource, frames, local::Cut, put::CONTENT_TYPE, retry::Attempts, source::blocking,
+    ValueCache, ValueSource, frames,
+    local::Cut,
+    put::CONTENT_TYPE,
+    retry::Attempts,
+    source::{Spool, blocking},
 };
 use crate::{
     Client, ClientError, Record,
@@ -114,6 +118,18 @@ impl ValueReader {
         writer.flush().await.map_err(failed)
     }
 
+    /// Reads the rest of the value. More than 1 MiB is kept in a temporary file.
+    ///
+    /// # Errors
+    /// As for [`chunk`](Self::chunk), and if the temporary file cannot be written.
+    pub async fn read(&mut self) -> Result<ValueSource, ClientError> {
+        let mut spool = Spool::default();
+        while let Some(chunk) = self.chunk().await? {
+            spool = blocking(move || spool.push(&chunk)).await.map_err(|source| ClientError::Sink { source })?;
+        }
+        Ok(spool.finish())
+    }
+
     /// What it took so far.
     #[must_use]
     pub fn transfer(&self) -> Transfer {
@@ -137,12 +153,12 @@ impl Client {
             return Ok(self.get(collection, key).await?.map(ValueReader::of_record));
         }
         let Some(cache) = cache else {
-            let answer = self.open_value(collection, key, "*/*").await?;
+            let answer = self.open_value(collection, key, None).await?;
             return answer.map(|answer| ValueReader::new(&answer.headers().clone(), Body::Whole(answer))).transpose();
         };
         let mut attempts = Attempts::within(self.value_timeout);
         loop {
-            let Some(answer) = self.open_value(collection, key, &format!("{REFERENCE_TYPE}, */*")).await? else {
+            let Some(answer) = self.open_value(collection, key, Some(REFERENCE_TYPE)).await? else {
                 return Ok(None);
             };
             match self.read_objects(collection, key, answer, cache).await {
@@ -163,8 +179,7 @@ impl Client {
                 None => Ok(false),
             };
         }
-        let accept = format!("{REFERENCE_TYPE}, */*");
-        let Some(mut answer) = self.open_value(collection, key, &accept).await? else { return Ok(false) };
+        let Some(mut answer) = self.open_value(collection, key, Some(REFERENCE_TYPE)).await? else { return Ok(false) };
         if is_reference(answer.headers()) {
             let stored = decode(answer).await?;
             return Ok(stored.bytes() == value.bytes() && stored.etag() == etag(value).await?);
@@ -183,10 +198,15 @@ impl Client {
         Ok(offset == value.bytes())
     }
 
-    async fn open_value(&self, collection: &str, key: &[u8], accept: &str) -> Result<Option<Opened>, ClientError> {
+    async fn open_value(
+        &self,
+        collection: &str,
+        key: &[u8],
+        accept: Option<&'static str>,
+    ) -> Result<Option<Opened>, ClientError> {
         let mut call = Call::read(Method::GET, url::record(collection, key)).in_total(self.value_timeout);
-        if let Ok(accept) = HeaderValue::from_str(accept) {
-            call = call.header(names::ACCEPT.as_str(), accept);
+        if let Some(accept) = accept {
+            call = call.header(names::ACCEPT.as_str(), HeaderValue::from_static(accept));
         }
         match self.open(call).await {
             Err(error) if is_key_not_found(&error) => Ok(None),

@@ -29,7 +29,7 @@ pub(crate) use collection::CollectionCache;
 pub use get::ValueReader;
 pub use local::LocalValue;
 pub use put::StoredValue;
-pub use source::ValueSource;
+pub use source::{ValueSource, ValueSourceReader};
 
 /// Longest value that a cluster takes, bytes. Clusters of earlier versions take 4 MiB.
 pub const LARGE_VALUE_BYTES_MAX: u64 = 64 << 20;

@@ -1,6 +1,12 @@
 //! Where a value comes from: memory or a file, which is read twice.
 
-use std::{fs::File, io, io::Write as _, os::unix::fs::FileExt as _, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    io::{self, SeekFrom, Write as _},
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
@@ -34,12 +40,17 @@ impl ValueSource {
     /// The file cannot be read, or it is no regular file and longer than [`LARGE_VALUE_BYTES_MAX`].
     pub async fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref().to_owned();
-        blocking(move || {
-            let file = File::open(path)?;
-            let metadata = file.metadata()?;
-            if metadata.is_file() { Ok(Self::file(file, metadata.len())) } else { Self::read_sync(file) }
-        })
-        .await
+        blocking(move || Self::open_sync(path)).await
+    }
+
+    /// As [`open`](Self::open). Blocks.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_sync(path: impl AsRef<Path>) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        if metadata.is_file() { Ok(Self::file(file, metadata.len())) } else { Self::read_sync(file) }
     }
 
     /// Reads a stream to its end. More than 1 MiB is kept in a temporary file.
@@ -87,6 +98,12 @@ impl ValueSource {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// A reader that begins at the first byte. It blocks.
+    #[must_use]
+    pub fn reader(&self) -> ValueSourceReader {
+        ValueSourceReader { source: self.clone(), offset: 0 }
     }
 
     fn file(file: File, bytes: u64) -> Self {
@@ -139,15 +156,50 @@ impl<T: Into<Bytes>> From<T> for ValueSource {
     }
 }
 
+/// Reads a [`ValueSource`] from any place. Blocks.
+#[derive(Debug)]
+pub struct ValueSourceReader {
+    source: ValueSource,
+    offset: u64,
+}
+
+impl io::Read for ValueSourceReader {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let left = self.source.len().saturating_sub(self.offset);
+        let bytes = usize::try_from(left).unwrap_or(usize::MAX).min(into.len());
+        if bytes == 0 {
+            return Ok(0);
+        }
+        match &self.source.0 {
+            Content::Bytes(_) => into[..bytes].copy_from_slice(&self.source.slice(self.offset, bytes)?),
+            Content::File(file, _) => file.read_exact_at(&mut into[..bytes], self.offset)?,
+        }
+        self.offset += bytes as u64;
+        Ok(bytes)
+    }
+}
+
+impl io::Seek for ValueSourceReader {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let moved = match to {
+            SeekFrom::Start(offset) => Some(offset),
+            SeekFrom::End(by) => self.source.len().checked_add_signed(by),
+            SeekFrom::Current(by) => self.offset.checked_add_signed(by),
+        };
+        self.offset = moved.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(self.offset)
+    }
+}
+
 /// A stream as far as it was read.
 #[derive(Default)]
-struct Spool {
+pub(super) struct Spool {
     memory: Vec<u8>,
     file: Option<(File, u64)>,
 }
 
 impl Spool {
-    fn push(mut self, bytes: &[u8]) -> io::Result<Self> {
+    pub(super) fn push(mut self, bytes: &[u8]) -> io::Result<Self> {
         let length = self.file.as_ref().map_or(self.memory.len() as u64, |(_, length)| *length) + bytes.len() as u64;
         if length > LARGE_VALUE_BYTES_MAX {
             let reason = format!("it is longer than {LARGE_VALUE_BYTES_MAX} bytes");
@@ -167,7 +219,7 @@ impl Spool {
         Ok(self)
     }
 
-    fn finish(self) -> ValueSource {
+    pub(super) fn finish(self) -> ValueSource {
         match self.file {
             Some((file, length)) => ValueSource::file(file, length),
             None => self.memory.into(),

@@ -1,6 +1,10 @@
 //! Puts and gets against a gateway that keeps everything in memory.
 
-use std::{fs::File, io::Write as _, time::Duration};
+use std::{
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use flotilla_fake_gateway::FakeGateway;
@@ -240,6 +244,10 @@ async fn a_stream_is_read_to_its_end_in_memory_or_in_a_file() {
         assert_eq!((source.len(), source.is_empty()), (bytes as u64, bytes == 0));
         let read: Vec<u8> = source.pieces().flat_map(|piece| piece.expect("bytes")).collect();
         assert!(read == content, "{bytes}");
+        let (mut reader, mut read) = (source.reader(), Vec::new());
+        reader.seek(SeekFrom::End(-(bytes as i64 / 3))).expect("a place");
+        reader.read_to_end(&mut read).expect("bytes");
+        assert!(read == content[bytes - bytes / 3..], "{bytes}");
         assert!(source.slice(bytes as u64, 1).is_err() && source.slice(u64::MAX, 1).is_err());
     }
     let endless = ValueSource::read(tokio::io::repeat(0)).await;

@@ -21,6 +21,7 @@ mod settings;
 mod tokens;
 mod transfer;
 mod upgrade;
+mod values;
 
 use std::{ffi::OsString, fs, path::PathBuf, process::ExitCode, time::Duration};
 
