@@ -1,8 +1,9 @@
 //! A value that was cut here: its reference, and where to find each of its objects.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     io,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
@@ -24,6 +25,21 @@ pub struct LocalValue {
     pub(super) source: ValueSource,
     /// How it was cut; none for a value that is stored inside its record.
     pub(super) cut: Option<Cut>,
+    pub(super) progress: Progress,
+}
+
+/// How many bytes of a value the cluster has.
+#[derive(Debug, Default)]
+pub(super) struct Progress(AtomicU64);
+
+impl Progress {
+    pub(super) fn set(&self, bytes: u64) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn add(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 /// A value in objects.
@@ -65,6 +81,13 @@ impl LocalValue {
     pub fn bytes(&self) -> u64 {
         self.source.len()
     }
+
+    /// How many bytes of it the cluster has, as far as a put that is under way knows. Stays 0 for a value that goes
+    /// as a whole.
+    #[must_use]
+    pub fn bytes_there(&self) -> u64 {
+        self.progress.0.load(Ordering::Relaxed).min(self.bytes())
+    }
 }
 
 impl Client {
@@ -90,7 +113,7 @@ impl Client {
             }
             _ => None,
         };
-        Ok(LocalValue { source, cut })
+        Ok(LocalValue { source, cut, progress: Progress::default() })
     }
 }
 
@@ -125,6 +148,15 @@ impl Cut {
     /// How many objects there are, each counted once.
     pub(super) fn len(&self) -> usize {
         self.objects.len()
+    }
+
+    /// Length of all chunks but these.
+    pub(super) fn bytes_without(&self, missing: &BTreeSet<ObjectId>) -> u64 {
+        let bytes_of = |id| match self.objects.get(id) {
+            Some((_, Place::Chunk { bytes, .. })) => u64::from(*bytes),
+            Some((_, Place::List { .. })) | None => 0,
+        };
+        self.reference.bytes().saturating_sub(missing.iter().map(bytes_of).sum())
     }
 
     /// The list in this object if it is one; `None` if the value has no such object.

@@ -7,11 +7,10 @@ use reqwest::{
     Method,
     header::{self, HeaderValue},
 };
-use serde::Deserialize;
 
 use super::{
     BATCH_BYTES_MAX, BATCH_TIMEOUT_MIN, BATCHES_IN_FLIGHT, LocalValue, REFERENCE_TYPE, Transfer, ValueSource, frames,
-    local::{Cut, LocalObject},
+    local::{Cut, LocalObject, Progress},
     need::{self, has_ended},
     retry::Attempts,
     source::blocking,
@@ -93,16 +92,20 @@ impl Client {
         options: &PutOptions,
     ) -> Result<StoredValue, ClientError> {
         let mut transfer = Transfer { value_bytes: value.bytes(), ..Transfer::default() };
-        if let (Some(cut), false) = (&value.cut, url::is_dot_segment(key)) {
-            let put = Put { collection, key, cut, source: &value.source, options };
+        let cut = value.cut.as_ref().filter(|_| !url::is_dot_segment(key));
+        if let Some(cut) = cut {
+            let LocalValue { source, progress, .. } = value;
+            let put = Put { collection, key, cut, source, progress, options };
             if let Some(reply) = put.run(self, &mut transfer).await? {
                 return Ok(StoredValue { reply, transfer });
             }
-            // Spares the next values the question.
-            self.collections.put(collection, None);
         }
         transfer.sent_bytes += value.bytes();
         let reply = self.put_whole(collection, key, &value.source, options).await?;
+        if cut.is_some() {
+            // It was not for another reason that the reference was refused. Spares the next values the question.
+            self.collections.put(collection, None);
+        }
         Ok(StoredValue { reply, transfer })
     }
 
@@ -149,6 +152,7 @@ struct Put<'a> {
     key: &'a [u8],
     cut: &'a Cut,
     source: &'a ValueSource,
+    progress: &'a Progress,
     options: &'a PutOptions,
 }
 
@@ -191,6 +195,8 @@ impl Put<'_> {
         transfer: &mut Transfer,
     ) -> Result<PutReply, Ended> {
         let missing = need::missing(node, self.collection, self.cut, upload, transfer).await?;
+        // Of what an earlier attempt sent, what is there by now counts as such.
+        self.progress.set(self.cut.bytes_without(&missing));
         transfer.objects_here = (self.cut.len() - missing.len()) as u64;
         let (lists, chunks): (Vec<_>, Vec<_>) =
             self.cut.locate(missing.into_iter()).into_iter().partition(LocalObject::is_list);
@@ -217,9 +223,10 @@ impl Put<'_> {
             .map(|batch| send_batch(node, &path, self.source.clone(), batch))
             .buffer_unordered(BATCHES_IN_FLIGHT);
         while let Some(batch) = sent.next().await {
-            let Batch { objects, bytes } = batch.map_err(|error| Ended::of_objects(error, upload))?;
+            let Batch { objects, bytes, value_bytes } = batch.map_err(|error| Ended::of_objects(error, upload))?;
             transfer.objects_moved += objects;
             transfer.sent_bytes += bytes;
+            self.progress.add(value_bytes);
         }
         Ok(())
     }
@@ -251,11 +258,8 @@ struct Batch {
     objects: u64,
     /// The length of the body.
     bytes: u64,
-}
-
-#[derive(Deserialize)]
-struct Stored {
-    stored: u64,
+    /// The length of the chunks.
+    value_bytes: u64,
 }
 
 /// Groups of objects for one body each, in the same order.
@@ -281,6 +285,7 @@ async fn send_batch(
     batch: Vec<LocalObject>,
 ) -> Result<Batch, ClientError> {
     let objects = batch.len() as u64;
+    let value_bytes = batch.iter().filter(|object| !object.is_list()).map(|object| object.bytes as u64).sum();
     let body = blocking(move || encode(&source, &batch)).await;
     let body = body.map_err(|source| ClientError::Source { what: "the value", source })?;
     let (body, is_compressed) = body.ok_or(ClientError::SourceChanged)?;
@@ -291,10 +296,8 @@ async fn send_batch(
         call = call.header(header::CONTENT_ENCODING.as_str(), HeaderValue::from_static("zstd"));
     }
     let call = call.body(Payload::Bytes(body), HeaderValue::from_static("application/octet-stream"));
-    let answer = node.call(call).await?;
-    let endpoint = answer.endpoint.clone();
-    let Stored { stored } = answer.json()?;
-    if stored == objects { Ok(Batch { objects, bytes }) } else { Err(ClientError::Protocol { endpoint }) }
+    node.call(call).await?;
+    Ok(Batch { objects, bytes, value_bytes })
 }
 
 /// The body with these objects, and whether it is compressed. `None` if the source has changed.

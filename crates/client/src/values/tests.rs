@@ -140,6 +140,22 @@ async fn a_collection_that_cuts_otherwise_gets_its_cuts_or_the_whole_value() {
 }
 
 #[tokio::test]
+async fn equal_parts_of_a_value_travel_once_and_an_empty_one_is_a_value() {
+    let gateway = FakeGateway::start().await;
+    let client = client(&[&gateway]);
+    let content = [random(1, 100_000).repeat(30), vec![0; 5 * MIB]].concat();
+    let stored = put(&client, "k", &content).await;
+    assert!(gateway.get(COLLECTION, b"k").expect("a record").0 == content);
+    assert!(stored.transfer.sent_bytes < 400_000, "{stored:?}");
+    put(&client, "empty", b"").await;
+    let (_folder, cache) = cache();
+    for cache in [None, Some(&cache)] {
+        assert!(get(&client, "k", cache).await.0 == content);
+        assert_eq!(get(&client, "empty", cache).await.0, b"");
+    }
+}
+
+#[tokio::test]
 async fn an_upload_that_ended_is_begun_again() {
     let gateway = FakeGateway::start().await;
     gateway.end_uploads_after(2);
@@ -354,7 +370,10 @@ async fn objects_that_are_gone_from_a_node_are_sent_again() {
     let lost = |id: ObjectId| id.as_bytes()[0] < 64;
     gateway.lose_objects(lost);
     let gone = all - gateway.objects();
-    let stored = put(&client, "again", &content).await;
+    let value = prepare(&client, &content).await;
+    assert_eq!(value.bytes_there(), 0);
+    let stored = client.put_value(COLLECTION, b"again", &value, &PutOptions::default()).await.expect("stored");
     assert_eq!((stored.transfer.objects_moved, gateway.objects()), (gone as u64, all));
+    assert_eq!(value.bytes_there(), value.bytes());
     assert!(gone > 0 && gateway.get(COLLECTION, b"again").expect("a record").0 == content);
 }

@@ -1,11 +1,13 @@
 //! `kv put|get|del|scan`. Import and export are in [`super::transfer`].
 
-use std::{ffi::OsString, io, os::unix::ffi::OsStringExt as _, path::PathBuf, time::Duration};
+use std::{ffi::OsString, io, os::unix::ffi::OsStringExt as _, path::PathBuf, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use flotilla_api::{Encoding, PutReply, SCAN_ITEMS_DEFAULT};
-use flotilla_client::{Client, PutOptions, ScanOptions, ScannedRecord, StoredValue, ValueSource};
+use flotilla_client::{
+    Client, ClientError, LocalValue, PutOptions, ScanOptions, ScannedRecord, StoredValue, ValueSource,
+};
 use flotilla_types::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -13,7 +15,7 @@ use serde_json::{Value, json};
 use super::{
     failure::Failure,
     output::{Output, cell, table},
-    transfer::{self, CacheArguments, Moved},
+    transfer::{self, Bar, CacheArguments, Moved},
     values,
 };
 
@@ -137,8 +139,31 @@ async fn put(arguments: PutArguments, client: &Client, output: Output) -> Result
     };
     let options = PutOptions { if_version: if_version.map(Timestamp), if_absent, ttl, media_type };
     let value = client.prepare(&collection, source).await?;
-    let StoredValue { reply, transfer } = client.put_value(&collection, &key.into_vec(), &value, &options).await?;
+    let stored = put_with_bar(client, &collection, &key.into_vec(), &value, &options).await;
+    let StoredValue { reply, transfer } = stored?;
     output.show(&Stored { reply: &reply, transfer: transfer.into() }, |stored| stored.reply.version.to_string())
+}
+
+/// Stores a value, and shows on a terminal how far it has come.
+async fn put_with_bar(
+    client: &Client,
+    collection: &str,
+    key: &[u8],
+    value: &LocalValue,
+    options: &PutOptions,
+) -> Result<StoredValue, ClientError> {
+    const SHOWN_EVERY: Duration = Duration::from_millis(100);
+    let bar = Bar::new(Some(value.bytes()));
+    let mut put = pin!(client.put_value(collection, key, value, options));
+    loop {
+        match tokio::time::timeout(SHOWN_EVERY, &mut put).await {
+            Ok(stored) => {
+                bar.finish();
+                return stored;
+            }
+            Err(_) => bar.set(value.bytes_there()),
+        }
+    }
 }
 
 async fn get(arguments: GetArguments, client: &Client, output: Output) -> Result<(), Failure> {
@@ -200,7 +225,8 @@ async fn scan(arguments: ScanArguments, client: &Client, output: Output) -> Resu
 fn print_page(records: &[ScannedRecord], values: bool, output: Output) -> Result<(), Failure> {
     if output.is_json() {
         return records.iter().try_for_each(|record| {
-            let value = values.then_some(&record.value);
+            // Long values are not in a scan.
+            let value = Some(&record.value).filter(|value| values && value.len() as u64 == record.value_bytes);
             output.json_line(&record_json(&record.key, value, record.version, record.expires_at_ms)?)
         });
     }
@@ -208,7 +234,9 @@ fn print_page(records: &[ScannedRecord], values: bool, output: Output) -> Result
         return Ok(());
     }
     let rows = records.iter().map(|record| {
-        [cell(&record.key), record.version.to_string(), record.value_bytes.to_string(), cell(&record.value)]
+        let is_left_out = values && record.value.len() as u64 != record.value_bytes;
+        let value = if is_left_out { "…".to_owned() } else { cell(&record.value) };
+        [cell(&record.key), record.version.to_string(), record.value_bytes.to_string(), value]
     });
     output.line(&table(["KEY", "VERSION", "BYTES", "VALUE"], rows))
 }

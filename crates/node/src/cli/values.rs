@@ -10,7 +10,11 @@ use std::{
 use flotilla_client::{Client, ClientError, ValueCache, ValueReader};
 use serde::Serialize;
 
-use super::{failure::Failure, output::Output, transfer::Moved};
+use super::{
+    failure::Failure,
+    output::Output,
+    transfer::{Bar, Moved},
+};
 
 /// Times that a value is read from its beginning because its record has changed.
 const READS_MAX: usize = 5;
@@ -97,9 +101,12 @@ enum Copy {
 }
 
 async fn copy(reader: &mut ValueReader, target: &mut Target, path: &Path) -> Result<(), Copy> {
+    let bar = Bar::new(reader.bytes);
     while let Some(chunk) = reader.chunk().await.map_err(Copy::Read)? {
         target.file().write_all(&chunk).map_err(|error| Copy::Write(Failure::io(path.display(), &error)))?;
+        bar.set(reader.transfer().value_bytes);
     }
+    bar.finish();
     Ok(())
 }
 

@@ -22,7 +22,7 @@ pub(crate) use export::ExportArguments;
 pub(super) use export::export;
 pub(crate) use import::ImportArguments;
 pub(super) use import::import;
-pub(super) use report::Moved;
+pub(super) use report::{Bar, Moved};
 
 use std::path::PathBuf;
 

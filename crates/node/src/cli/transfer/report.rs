@@ -178,6 +178,33 @@ impl Progress {
     }
 }
 
+/// How far one value has come, on stderr; hidden if that is not a terminal, and for a value that takes no time.
+#[derive(Debug)]
+pub(crate) struct Bar(ProgressBar);
+
+impl Bar {
+    /// For a value of this length, if it is known.
+    pub(crate) fn new(value_bytes: Option<u64>) -> Self {
+        /// Shorter values take no time worth a bar.
+        const BYTES_MIN: u64 = 1 << 20;
+        let style = ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes} in {elapsed}");
+        Self(match (style, value_bytes) {
+            (Ok(style), Some(bytes)) if bytes >= BYTES_MIN && stderr().is_terminal() => {
+                ProgressBar::new(bytes).with_style(style)
+            }
+            _ => ProgressBar::hidden(),
+        })
+    }
+
+    pub(crate) fn set(&self, bytes: u64) {
+        self.0.set_position(bytes);
+    }
+
+    pub(crate) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
