@@ -1,5 +1,7 @@
 //! Storing a value: the objects that a node lacks, then the reference.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use flotilla_api::PutReply;
 use futures_util::{StreamExt as _, stream};
@@ -22,6 +24,8 @@ use crate::{
     url,
 };
 
+/// Bytes of a value per second that replicas are expected to fetch from each other at least.
+const REPLICATED_PER_SECOND_MIN: u64 = 1 << 20;
 /// Names the upload that holds the objects of a reference.
 const UPLOAD: &str = "flotilla-upload";
 /// The media type of the value, where the body is a reference.
@@ -239,7 +243,10 @@ impl Put<'_> {
     ) -> Result<PutReply, Ended> {
         let reference = self.cut.reference.encode();
         transfer.sent_bytes += reference.len() as u64;
+        // The replicas may have to fetch all of the value.
+        let timeout = node.timeout + Duration::from_secs(self.cut.reference.bytes() / REPLICATED_PER_SECOND_MIN);
         let mut call = Call::write(Method::PUT, put_path(self.collection, self.key, self.options))
+            .within(timeout)
             .body(Payload::Bytes(reference), HeaderValue::from_static(REFERENCE_TYPE));
         // Hexadecimal digits, as was checked when it came.
         if let Some(Ok(id)) = upload.as_deref().map(HeaderValue::from_str) {
