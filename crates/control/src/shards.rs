@@ -208,8 +208,22 @@ impl Shards {
         refs: &Refs,
         deadline_ms: u64,
     ) -> Result<Fetched, FetchError> {
+        self.fetch_from(upload, self.nodes_of(shard), refs, deadline_ms).await
+    }
+
+    /// The same from these nodes.
+    ///
+    /// # Errors
+    /// See [`FetchError`].
+    pub async fn fetch_from(
+        &self,
+        upload: u64,
+        nodes: Vec<NodeId>,
+        refs: &Refs,
+        deadline_ms: u64,
+    ) -> Result<Fetched, FetchError> {
         let timeout = Duration::from_millis(deadline_ms.saturating_sub(clock::monotonic_ms()));
-        self.host.fetch(upload, refs, self.nodes_of(shard), timeout).await
+        self.host.fetch(upload, refs, nodes, timeout).await
     }
 
     async fn request_after(

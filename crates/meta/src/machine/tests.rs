@@ -9,8 +9,8 @@ use flotilla_hostile::{Proportion, attack, mutated};
 use flotilla_placement::Sharding;
 use flotilla_storage::{EngineError, VersionNeed, version_need};
 use flotilla_types::{
-    ClusterId, CollectionId, Epoch, Incarnation, KeyRange, Locality, LogIndex, NodeId, ReplicaDescriptor, ReplicaId,
-    ReplicaRole, ShardDescriptor, ShardId, Term, VersionRange,
+    ClusterId, CollectionId, Epoch, Incarnation, KeyRange, Locality, LogIndex, NodeId, Refs, ReplicaDescriptor,
+    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, VersionRange,
 };
 use proptest::prelude::*;
 
@@ -74,6 +74,7 @@ impl Host {
             term: Term(1),
             timestamp: Timestamp::from_millis(self.index * 100),
             descriptor: &descriptor,
+            refs: &Refs::NONE,
         };
         let mut writes = Vec::new();
         let replies = self.machine.apply(&context, commands, &self.records, &mut writes)?;

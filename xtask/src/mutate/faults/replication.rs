@@ -786,6 +786,15 @@ pub(super) const FAULTS: &[Fault] = &[
         also: None,
     },
     Fault {
+        name: "tombstone-says-nothing",
+        what: "a replica that was given up before a crash, and is still wanted, is silently never created",
+        file: "crates/replication/src/core/mod.rs",
+        before: "            effects.notices.push(Notice::Lost { replicas, reason: LostReason::Tombstone });",
+        after: "            drop(replicas);",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
+    Fault {
         name: "unread-parts-pass-for-present",
         what: "a replica says that it has what an entry refers to, and has not looked",
         file: "crates/replication/src/work/pull/wanted.rs",
