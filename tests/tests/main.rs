@@ -58,5 +58,6 @@ mod takeover;
 mod tokens;
 mod transfer;
 mod upgrade;
+mod values;
 mod view;
 mod wiped;

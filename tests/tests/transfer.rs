@@ -14,7 +14,7 @@ use std::{
 };
 
 use flotilla_api::{BatchOperation, BatchRequest, BatchVerb, ProblemType};
-use flotilla_client::{Client, PutOptions, ScanOptions};
+use flotilla_client::{Client, LARGE_VALUE_BYTES_MAX, PutOptions, ScanOptions};
 use flotilla_local_cluster::Cluster;
 use serde_json::Value;
 
@@ -22,9 +22,8 @@ use flotilla_tests::support::{binary, client, start};
 
 /// Small files in the tree.
 const FILES: usize = 300;
-/// Sizes of a value close to the limit, and above it.
+/// Length of a value that is large, but no node has refused in any version.
 const BIG_BYTES: usize = 3 << 20;
-const TOO_BIG_BYTES: usize = 5 << 20;
 
 /// Creates a tree with all kinds of files; returns those that can be stored.
 fn tree(root: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
@@ -44,7 +43,8 @@ fn tree(root: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
         fs::create_dir_all(path.parent().expect("below the root")).expect("a folder");
         fs::write(path, content).expect("a file");
     }
-    fs::write(root.join("too big"), vec![b'x'; TOO_BIG_BYTES]).expect("a file");
+    let too_big = fs::File::create(root.join("too big")).expect("a file");
+    too_big.set_len(LARGE_VALUE_BYTES_MAX + 1).expect("a length");
     files
 }
 

@@ -8,15 +8,18 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use flotilla_api::{Problem, ProblemType, TIMEOUT_MS_MAX, header};
 use reqwest::{
-    Method, StatusCode, header as names,
+    Method, Response, StatusCode, header as names,
     header::{HeaderMap, HeaderValue},
 };
 use serde::de::DeserializeOwned;
 
-use crate::{ClientError, ClientOptions, url};
+use crate::{
+    ClientError, ClientOptions, url,
+    values::{CollectionCache, ValueSource},
+};
 
 /// How long connecting may take before the next endpoint is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -25,6 +28,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the client waits beyond the node's deadline, so that the node's own answer arrives first.
 const TIMEOUT_GRACE: Duration = Duration::from_secs(1);
+/// How long a node may send nothing while an answer arrives.
+const STALLED_MAX: Duration = Duration::from_secs(30);
 
 /// An async client of a cluster. Cheap to clone; clones share connections.
 #[derive(Debug, Clone)]
@@ -33,7 +38,10 @@ pub struct Client {
     endpoints: Arc<[String]>,
     /// Index of the endpoint that answered last.
     preferred: Arc<AtomicUsize>,
-    timeout: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) value_timeout: Duration,
+    /// What is known of the collections' large values.
+    pub(crate) collections: Arc<CollectionCache>,
 }
 
 /// Whether a call may be repeated when the first attempt may have arrived: only a read may.
@@ -50,27 +58,55 @@ pub(crate) struct Call {
     pub(crate) method: Method,
     /// Path and query, starting with `/`.
     pub(crate) path: String,
+    /// Headers besides those that every call has.
+    pub(crate) headers: Vec<(&'static str, HeaderValue)>,
     /// The body and its content type.
-    pub(crate) body: Option<(Bytes, &'static str)>,
+    pub(crate) body: Option<(Payload, HeaderValue)>,
+    /// How long the node may take, with the body of the request; if none, the client's timeout.
+    pub(crate) timeout: Option<Duration>,
+    /// How long all may take, with the body of the answer; if none, not longer than the node may.
+    pub(crate) total: Option<Duration>,
+}
+
+/// A body.
+#[derive(Debug, Clone)]
+pub(crate) enum Payload {
+    Bytes(Bytes),
+    /// A value that is read while it is sent.
+    Value(ValueSource),
 }
 
 impl Call {
     pub(crate) fn read(method: Method, path: impl Into<String>) -> Self {
-        Self { kind: Kind::Read, method, path: path.into(), body: None }
+        let path = path.into();
+        Self { kind: Kind::Read, method, path, headers: Vec::new(), body: None, timeout: None, total: None }
     }
 
     pub(crate) fn write(method: Method, path: impl Into<String>) -> Self {
-        Self { kind: Kind::Write, method, path: path.into(), body: None }
+        Self { kind: Kind::Write, ..Self::read(method, path) }
     }
 
-    pub(crate) fn bytes(self, bytes: Bytes) -> Self {
-        Self { body: Some((bytes, "application/octet-stream")), ..self }
+    pub(crate) fn body(self, body: Payload, kind: HeaderValue) -> Self {
+        Self { body: Some((body, kind)), ..self }
+    }
+
+    pub(crate) fn header(mut self, name: &'static str, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    pub(crate) fn within(self, timeout: Duration) -> Self {
+        Self { timeout: Some(timeout), ..self }
+    }
+
+    pub(crate) fn in_total(self, total: Duration) -> Self {
+        Self { total: Some(total), ..self }
     }
 
     pub(crate) fn json(self, body: &impl serde::Serialize) -> Self {
         // Every body is plain data with text keys, so serialization cannot fail.
         let bytes = serde_json::to_vec(body).unwrap_or_default();
-        Self { body: Some((bytes.into(), "application/json")), ..self }
+        self.body(Payload::Bytes(bytes.into()), HeaderValue::from_static("application/json"))
     }
 }
 
@@ -126,7 +162,29 @@ impl Client {
             .build()
             .map_err(|source| ClientError::Unreachable { endpoint: first, source })?;
         let timeout = options.timeout.clamp(Duration::from_millis(1), Duration::from_millis(TIMEOUT_MS_MAX));
-        Ok(Self { http, endpoints, preferred: Arc::default(), timeout })
+        let value_timeout = options.value_timeout;
+        Ok(Self { http, endpoints, preferred: Arc::default(), timeout, value_timeout, collections: Arc::default() })
+    }
+
+    /// A client of the preferred endpoint only, for calls that depend on what one node remembers.
+    pub(crate) fn pinned(&self) -> Self {
+        let preferred = self.preferred.load(Ordering::Relaxed) % self.endpoints.len();
+        let endpoints = Arc::from([self.endpoints[preferred].clone()]);
+        Self { endpoints, preferred: Arc::default(), ..self.clone() }
+    }
+
+    /// Prefers the endpoint after this one, which did not do what it should.
+    pub(crate) fn prefer_next(&self, endpoint: &str) {
+        if let Some(index) = self.endpoints.iter().position(|other| other == endpoint) {
+            let next = (index + 1) % self.endpoints.len();
+            // Another call may have found a better one already.
+            let _ = self.preferred.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// The endpoint that the next call tries first.
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.endpoints[self.preferred.load(Ordering::Relaxed) % self.endpoints.len()]
     }
 
     /// The endpoints, in the order in which the next call would try them.
@@ -138,51 +196,141 @@ impl Client {
 
     /// Tries one endpoint after another, each at most once, as long as that is harmless.
     pub(crate) async fn call(&self, call: Call) -> Result<Answer, ClientError> {
-        let mut last = ClientError::NoEndpoint;
+        let mut refusals = Refusals::default();
         for (index, endpoint) in self.endpoints() {
             match self.attempt(&call, endpoint).await {
                 Ok(answer) => {
                     self.preferred.store(index, Ordering::Relaxed);
                     return Ok(answer);
                 }
-                Err(error) if may_try_next(&error) => {
-                    // A typed refusal says more than a later endpoint that does not respond.
-                    if last.problem().is_none() || error.problem().is_some() {
-                        last = error;
-                    }
-                }
-                Err(error) => return Err(error),
+                Err(error) => refusals.add(error)?,
             }
         }
-        Err(last)
+        Err(refusals.last())
+    }
+
+    /// As [`call`](Self::call), for a read whose answer is taken while it arrives.
+    pub(crate) async fn open(&self, call: Call) -> Result<Opened, ClientError> {
+        let mut refusals = Refusals::default();
+        for (index, endpoint) in self.endpoints() {
+            match self.head(&call, endpoint).await {
+                Ok(answer) => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Err(error) => refusals.add(error)?,
+            }
+        }
+        Err(refusals.last())
     }
 
     async fn attempt(&self, call: &Call, endpoint: &str) -> Result<Answer, ClientError> {
-        let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(TIMEOUT_MS_MAX);
+        let response = self.send(call, endpoint).await?;
+        let headers = response.headers().clone();
+        let body = response.bytes().await.map_err(|source| no_answer(call.kind, endpoint, source))?;
+        Ok(Answer { endpoint: endpoint.to_owned(), headers, body })
+    }
+
+    async fn head(&self, call: &Call, endpoint: &str) -> Result<Opened, ClientError> {
+        let timeout = call.timeout.unwrap_or(self.timeout) + TIMEOUT_GRACE;
+        let stalled = |_| ClientError::Stalled { endpoint: endpoint.to_owned() };
+        let response = tokio::time::timeout(timeout, self.send(call, endpoint)).await.map_err(stalled)??;
+        Ok(Opened { endpoint: endpoint.to_owned(), response })
+    }
+
+    /// Sends the call to one endpoint. Returns the head of an answer that reports success.
+    async fn send(&self, call: &Call, endpoint: &str) -> Result<Response, ClientError> {
+        let timeout = call.timeout.unwrap_or(self.timeout);
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(TIMEOUT_MS_MAX).min(TIMEOUT_MS_MAX);
         let mut request = self
             .http
             .request(call.method.clone(), format!("{endpoint}{}", call.path))
-            .timeout(self.timeout + TIMEOUT_GRACE)
+            .timeout(call.total.unwrap_or(timeout + TIMEOUT_GRACE))
             .header(header::TIMEOUT_MS, timeout_ms);
+        for (name, value) in &call.headers {
+            request = request.header(*name, value);
+        }
         if let Some((body, kind)) = &call.body {
-            request = request.header(names::CONTENT_TYPE, *kind).body(body.clone());
+            request = request.header(names::CONTENT_TYPE, kind);
+            request = match body {
+                Payload::Bytes(bytes) => request.body(bytes.clone()),
+                // With a length, so that a node refuses at once what is too long for it.
+                Payload::Value(value) => {
+                    request.header(names::CONTENT_LENGTH, value.len()).body(reqwest::Body::wrap_stream(value.stream()))
+                }
+            };
         }
-        let no_answer = |source: reqwest::Error| {
-            let endpoint = endpoint.to_owned();
-            let is_unsent = source.is_connect() || source.is_builder();
-            match call.kind {
-                Kind::Write if !is_unsent => ClientError::OutcomeUnknown { endpoint, source },
-                Kind::Read | Kind::Write => ClientError::Unreachable { endpoint, source },
-            }
-        };
-        let response = request.send().await.map_err(no_answer)?;
+        let response = request.send().await.map_err(|source| no_answer(call.kind, endpoint, source))?;
         let status = response.status();
-        let headers = response.headers().clone();
-        let body = response.bytes().await.map_err(no_answer)?;
         if status.is_success() {
-            return Ok(Answer { endpoint: endpoint.to_owned(), headers, body });
+            return Ok(response);
         }
+        let body = response.bytes().await.map_err(|source| no_answer(call.kind, endpoint, source))?;
         Err(ClientError::Refused(Box::new(problem(call.kind, status, &body))))
+    }
+}
+
+/// Why endpoints did not do what a call asks.
+#[derive(Debug, Default)]
+struct Refusals(Option<ClientError>);
+
+impl Refusals {
+    /// Fails if no other endpoint may be tried.
+    fn add(&mut self, error: ClientError) -> Result<(), ClientError> {
+        if !may_try_next(&error) {
+            return Err(error);
+        }
+        // A typed refusal says more than a later endpoint that does not respond.
+        if self.0.as_ref().is_none_or(|last| last.problem().is_none()) || error.problem().is_some() {
+            self.0 = Some(error);
+        }
+        Ok(())
+    }
+
+    fn last(self) -> ClientError {
+        self.0.unwrap_or(ClientError::NoEndpoint)
+    }
+}
+
+/// An answer that reports success, and whose body has not been read.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) endpoint: String,
+    response: Response,
+}
+
+impl Opened {
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// The next bytes of the body; none at its end.
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, ClientError> {
+        let stalled = |_| ClientError::Stalled { endpoint: self.endpoint.clone() };
+        let chunk = tokio::time::timeout(STALLED_MAX, self.response.chunk()).await.map_err(stalled)?;
+        chunk.map_err(|source| no_answer(Kind::Read, &self.endpoint, source))
+    }
+
+    /// The whole body, if it has at most `bytes_max` bytes.
+    pub(crate) async fn bytes(mut self, bytes_max: usize) -> Result<Bytes, ClientError> {
+        let mut body = BytesMut::new();
+        while let Some(chunk) = self.chunk().await? {
+            if body.len() + chunk.len() > bytes_max {
+                return Err(ClientError::Protocol { endpoint: self.endpoint });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    }
+}
+
+/// No answer came, or only a part of it.
+fn no_answer(kind: Kind, endpoint: &str, source: reqwest::Error) -> ClientError {
+    let endpoint = endpoint.to_owned();
+    let is_unsent = source.is_connect() || source.is_builder();
+    match kind {
+        Kind::Write if !is_unsent => ClientError::OutcomeUnknown { endpoint, source },
+        Kind::Read | Kind::Write => ClientError::Unreachable { endpoint, source },
     }
 }
 
@@ -204,7 +352,8 @@ fn may_try_next(error: &ClientError) -> bool {
         matches!(problem.kind, ProblemType::Draining | ProblemType::Unavailable | ProblemType::NotReady)
             && problem.retryable
     };
-    matches!(error, ClientError::Unreachable { .. }) || error.problem().is_some_and(is_local_refusal)
+    matches!(error, ClientError::Unreachable { .. } | ClientError::Stalled { .. })
+        || error.problem().is_some_and(is_local_refusal)
 }
 
 /// The problem document, or one derived from the status when there is none (answers to `HEAD` have no body).

@@ -18,6 +18,43 @@ pub enum ClientError {
     /// The authority is not a PEM certificate.
     #[error("the authority is not a certificate in PEM")]
     MalformedAuthority,
+    /// The media type is empty, too long, holds characters that no header may have, or is that of references.
+    #[error("`{0}` cannot be the media type of a value")]
+    InvalidMediaType(String),
+    /// The value could not be read where it comes from, or the cache could not be used.
+    #[error("{what} cannot be read")]
+    Source {
+        /// What could not be read.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The value could not be written where it goes to.
+    #[error("the value cannot be written")]
+    Sink {
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A node began to answer, and then sent nothing for a long time.
+    #[error("{endpoint} sends nothing more")]
+    Stalled {
+        /// The endpoint.
+        endpoint: String,
+    },
+    /// The file changed while it was sent. Nothing was written.
+    #[error("the value changed while it was sent")]
+    SourceChanged,
+    /// The value is longer than any that a cluster takes. Nothing was written.
+    #[error("the value is longer than {bytes_max} bytes")]
+    TooLong {
+        /// The limit.
+        bytes_max: u64,
+    },
+    /// The record was overwritten or removed while it was read. Reading it again gives the new value.
+    #[error("the record changed while it was read")]
+    RecordChanged,
     /// The node refused.
     #[error(transparent)]
     Refused(#[from] Box<Problem>),
@@ -60,7 +97,8 @@ impl ClientError {
     /// Whether the same call may succeed later and is safe to repeat.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. }) || self.problem().is_some_and(|problem| problem.retryable)
+        matches!(self, Self::Unreachable { .. } | Self::Stalled { .. } | Self::RecordChanged)
+            || self.problem().is_some_and(|problem| problem.retryable)
     }
 
     /// Whether a write may or may not have taken effect.

@@ -5,8 +5,11 @@
 //! A write that may have reached a node is never resent: it fails with [`ClientError::OutcomeUnknown`], and
 //! the caller decides what to do.
 //!
-//! Deliberately absent: retries with backoff (the caller knows how long it can wait), TLS, and any knowledge
-//! of shards.
+//! Large values are cut into objects as the cluster does it, and only those that a node lacks are sent or
+//! fetched. That takes several calls; those that change no record are retried with backoff, until a deadline.
+//!
+//! Deliberately absent: retries of other calls (the caller knows how long it can wait), and any knowledge of
+//! shards.
 
 mod admin;
 mod call;
@@ -15,12 +18,16 @@ mod events;
 mod options;
 mod records;
 mod url;
+mod values;
 
 pub use call::Client;
 pub use error::ClientError;
 pub use events::EventStream;
 pub use options::{ClientOptions, PutOptions, ScanOptions};
 pub use records::{Record, ScannedPage, ScannedRecord};
+pub use values::{
+    LARGE_VALUE_BYTES_MAX, LocalValue, StoredValue, Transfer, ValueCache, ValueReader, ValueSource, ValueSourceReader,
+};
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

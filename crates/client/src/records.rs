@@ -6,13 +6,16 @@ use flotilla_api::{
     ScanItem, ScanPage, header,
 };
 use flotilla_types::{NodeId, Timestamp};
-use reqwest::Method;
+use reqwest::{Method, header::HeaderValue};
 
 use crate::{
     Client, ClientError, PutOptions, ScanOptions,
-    call::{Answer, Call},
-    url,
+    call::{Answer, Call, Payload},
+    url, values,
 };
+
+/// Longest media type of a value, bytes.
+const MEDIA_TYPE_BYTES_MAX: usize = 255;
 
 /// A record that was read by its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,12 +86,11 @@ impl Client {
         value: Bytes,
         options: &PutOptions,
     ) -> Result<PutReply, ClientError> {
-        let ttl_ms = options.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
         if url::is_dot_segment(key) {
             let operation = BatchOperation {
                 op: BatchVerb::Put,
                 value: Some(base64(&value)),
-                ttl_ms,
+                ttl_ms: ttl_ms(options),
                 if_version: options.if_version,
                 if_absent: options.if_absent,
                 ..operation_on(key)
@@ -96,12 +98,9 @@ impl Client {
             let BatchReply { version, timestamp, token, .. } = self.batch(&batch_of(collection, operation)).await?;
             return Ok(PutReply { version, timestamp, token });
         }
-        let mut query = Vec::new();
-        query.extend(options.if_version.map(|version| format!("if_version={version}")));
-        query.extend(options.if_absent.then(|| "if_absent=true".to_owned()));
-        query.extend(ttl_ms.map(|ttl_ms| format!("ttl_ms={ttl_ms}")));
-        let path = with_query(url::record(collection, key), &query);
-        self.call(Call::write(Method::PUT, path).bytes(value)).await?.json()
+        let kind = media_type(options)?.unwrap_or(HeaderValue::from_static("application/octet-stream"));
+        let call = Call::write(Method::PUT, put_path(collection, key, options));
+        self.call(call.body(Payload::Bytes(value), kind)).await?.json()
     }
 
     /// Removes a record; `None` when there was none. With a version: only if the record has it.
@@ -193,6 +192,28 @@ fn batch_of(collection: &str, operation: BatchOperation) -> BatchRequest {
     BatchRequest { collection: collection.to_owned(), conditions: Vec::new(), operations: vec![operation] }
 }
 
+/// Path and query of a put with these conditions and this expiry.
+pub(crate) fn put_path(collection: &str, key: &[u8], options: &PutOptions) -> String {
+    let mut query = Vec::new();
+    query.extend(options.if_version.map(|version| format!("if_version={version}")));
+    query.extend(options.if_absent.then(|| "if_absent=true".to_owned()));
+    query.extend(ttl_ms(options).map(|ttl_ms| format!("ttl_ms={ttl_ms}")));
+    with_query(url::record(collection, key), &query)
+}
+
+fn ttl_ms(options: &PutOptions) -> Option<u64> {
+    options.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The media type as a header, if there is one.
+pub(crate) fn media_type(options: &PutOptions) -> Result<Option<HeaderValue>, ClientError> {
+    let header = |text: &String| {
+        let fits = (1..=MEDIA_TYPE_BYTES_MAX).contains(&text.len()) && *text != values::REFERENCE_TYPE;
+        HeaderValue::from_str(text).ok().filter(|_| fits).ok_or_else(|| ClientError::InvalidMediaType(text.clone()))
+    };
+    options.media_type.as_ref().map(header).transpose()
+}
+
 fn base64(bytes: &[u8]) -> String {
     // Base64 can encode all bytes.
     Encoding::Base64.encode(bytes).unwrap_or_default()
@@ -209,7 +230,7 @@ fn decode_item(item: ScanItem) -> Option<ScannedRecord> {
     })
 }
 
-fn is_key_not_found(error: &ClientError) -> bool {
+pub(crate) fn is_key_not_found(error: &ClientError) -> bool {
     error.problem().is_some_and(|problem| problem.kind == ProblemType::KeyNotFound)
 }
 

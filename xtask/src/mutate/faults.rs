@@ -1,5 +1,6 @@
 //! The faults to plant, in one table for each part of the system. A new one goes to the end of a table.
 
+mod clients;
 mod cluster;
 mod consensus;
 mod replication;
@@ -41,7 +42,9 @@ pub(super) struct Fault {
 
 /// Every fault.
 pub(super) fn all() -> impl Iterator<Item = &'static Fault> {
-    [consensus::FAULTS, replication::FAULTS, state::FAULTS, cluster::FAULTS, FAULTS].into_iter().flatten()
+    [consensus::FAULTS, replication::FAULTS, state::FAULTS, cluster::FAULTS, clients::FAULTS, FAULTS]
+        .into_iter()
+        .flatten()
 }
 
 /// Mistakes in what serves clients and operators.

@@ -1,33 +1,30 @@
 //! `kv put|get|del|scan`. Import and export are in [`super::transfer`].
 
-use std::{
-    ffi::OsString,
-    fs::File,
-    io::{self, Read},
-    os::unix::ffi::OsStringExt as _,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{ffi::OsString, io, os::unix::ffi::OsStringExt as _, path::PathBuf, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use clap::{Args, Subcommand};
-use flotilla_api::{Encoding, SCAN_ITEMS_DEFAULT, VALUE_BYTES_MAX};
-use flotilla_client::{Client, PutOptions, ScanOptions, ScannedRecord};
+use flotilla_api::{Encoding, PutReply, SCAN_ITEMS_DEFAULT};
+use flotilla_client::{
+    Client, ClientError, LocalValue, PutOptions, ScanOptions, ScannedRecord, StoredValue, ValueSource,
+};
 use flotilla_types::Timestamp;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
     failure::Failure,
     output::{Output, cell, table},
-    transfer,
+    transfer::{self, Bar, CacheArguments, Moved},
+    values,
 };
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KvCommand {
-    /// Store a value
+    /// Store a value, of which only those parts are sent that the cluster lacks
     Put(PutArguments),
-    /// Print a value unchanged
-    Get(KeyArguments),
+    /// Print a value unchanged, or write it to a file
+    Get(GetArguments),
     /// Remove a record
     Del {
         #[command(flatten)]
@@ -54,6 +51,17 @@ pub(crate) struct KeyArguments {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct GetArguments {
+    #[command(flatten)]
+    key: KeyArguments,
+    /// Write the value to this file [default: stdout]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    cache: CacheArguments,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct PutArguments {
     #[command(flatten)]
     key: KeyArguments,
@@ -72,6 +80,17 @@ pub(crate) struct PutArguments {
     /// Time until the record expires
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     ttl: Option<Duration>,
+    /// Media type, which a GET over HTTP answers as Content-Type
+    #[arg(long, value_name = "TYPE")]
+    media_type: Option<String>,
+}
+
+/// Answer to a put, and what it took.
+#[derive(Serialize)]
+struct Stored<'a> {
+    #[serde(flatten)]
+    reply: &'a PutReply,
+    transfer: Moved,
 }
 
 #[derive(Debug, Args)]
@@ -102,7 +121,7 @@ pub(crate) struct ScanArguments {
 pub(super) async fn run(command: KvCommand, client: &Client, output: Output) -> Result<(), Failure> {
     match command {
         KvCommand::Put(arguments) => put(arguments, client, output).await,
-        KvCommand::Get(key) => get(key, client, output).await,
+        KvCommand::Get(arguments) => get(arguments, client, output).await,
         KvCommand::Del { key, if_version } => delete(key, if_version.map(Timestamp), client, output).await,
         KvCommand::Scan(arguments) => scan(arguments, client, output).await,
         KvCommand::Import(arguments) => transfer::import(arguments, client, output).await,
@@ -111,40 +130,62 @@ pub(super) async fn run(command: KvCommand, client: &Client, output: Output) -> 
 }
 
 async fn put(arguments: PutArguments, client: &Client, output: Output) -> Result<(), Failure> {
-    let PutArguments { key: KeyArguments { key, collection }, value, file, if_version, if_absent, ttl } = arguments;
-    let value = match (value, file) {
-        (Some(value), _) => value.into_vec(),
-        (None, Some(path)) => {
-            let file = File::open(&path).map_err(|error| Failure::io(path.display(), &error))?;
-            read_value(file).map_err(|error| Failure::io(path.display(), &error))?
-        }
-        (None, None) => read_value(io::stdin().lock()).map_err(|error| Failure::io("stdin", &error))?,
-    };
-    let options = PutOptions { if_version: if_version.map(Timestamp), if_absent, ttl };
-    let reply = client.put(&collection, &key.into_vec(), Bytes::from(value), &options).await?;
-    output.show(&reply, |reply| reply.version.to_string())
-}
-
-/// Reads a value, or one byte more than the limit, so that the node refuses a longer value with its own
-/// message.
-fn read_value(source: impl Read) -> io::Result<Vec<u8>> {
-    let mut value = Vec::new();
-    source.take(VALUE_BYTES_MAX as u64 + 1).read_to_end(&mut value)?;
-    Ok(value)
-}
-
-async fn get(key: KeyArguments, client: &Client, output: Output) -> Result<(), Failure> {
+    let PutArguments { key, value, file, if_version, if_absent, ttl, media_type } = arguments;
     let KeyArguments { key, collection } = key;
-    let key = key.into_vec();
-    let record = client.get(&collection, &key).await?.ok_or_else(|| no_key(&key, &collection))?;
-    if output.is_json() {
-        let mut shown = record_json(&key, Some(&record.value), record.version, record.expires_at_ms)?;
-        shown["served_by"] = json!(record.served_by);
-        return output.json(&shown);
+    let source = match (value, file) {
+        (Some(value), _) => value.into_vec().into(),
+        (None, Some(path)) => ValueSource::open(&path).await.map_err(|error| Failure::io(path.display(), &error))?,
+        (None, None) => ValueSource::read_sync(io::stdin().lock()).map_err(|error| Failure::io("stdin", &error))?,
+    };
+    let options = PutOptions { if_version: if_version.map(Timestamp), if_absent, ttl, media_type };
+    let value = client.prepare(&collection, source).await?;
+    let stored = put_with_bar(client, &collection, &key.into_vec(), &value, &options).await;
+    let StoredValue { reply, transfer } = stored?;
+    output.show(&Stored { reply: &reply, transfer: transfer.into() }, |stored| stored.reply.version.to_string())
+}
+
+/// Stores a value, and shows on a terminal how far it has come.
+async fn put_with_bar(
+    client: &Client,
+    collection: &str,
+    key: &[u8],
+    value: &LocalValue,
+    options: &PutOptions,
+) -> Result<StoredValue, ClientError> {
+    const SHOWN_EVERY: Duration = Duration::from_millis(100);
+    let bar = Bar::new(Some(value.bytes()));
+    let mut put = pin!(client.put_value(collection, key, value, options));
+    loop {
+        match tokio::time::timeout(SHOWN_EVERY, &mut put).await {
+            Ok(stored) => {
+                bar.finish();
+                return stored;
+            }
+            Err(_) => bar.set(value.bytes_there()),
+        }
     }
-    output.bytes(&record.value)?;
-    // On a terminal a line feed separates the value from the prompt; a program gets exactly the value.
-    if output.is_terminal() && !record.value.ends_with(b"\n") { output.line("") } else { Ok(()) }
+}
+
+async fn get(arguments: GetArguments, client: &Client, output: Output) -> Result<(), Failure> {
+    let GetArguments { key: KeyArguments { key, collection }, out, cache } = arguments;
+    let key = key.into_vec();
+    let cache = cache.open()?;
+    let found = match &out {
+        Some(path) => values::to_file(client, &collection, &key, cache.as_ref(), path, output).await?,
+        None if output.is_json() => {
+            let mut reader = client.get_value(&collection, &key, cache.as_ref()).await?;
+            let mut value = Vec::new();
+            if let Some(reader) = &mut reader {
+                reader.copy_to(&mut value).await?;
+                let mut shown = record_json(&key, Some(&value.into()), reader.version, reader.expires_at_ms)?;
+                shown["served_by"] = json!(reader.served_by);
+                output.json(&shown)?;
+            }
+            reader.is_some()
+        }
+        None => values::to_stdout(client, &collection, &key, cache.as_ref(), output).await?,
+    };
+    if found { Ok(()) } else { Err(no_key(&key, &collection)) }
 }
 
 async fn delete(
@@ -184,7 +225,8 @@ async fn scan(arguments: ScanArguments, client: &Client, output: Output) -> Resu
 fn print_page(records: &[ScannedRecord], values: bool, output: Output) -> Result<(), Failure> {
     if output.is_json() {
         return records.iter().try_for_each(|record| {
-            let value = values.then_some(&record.value);
+            // Long values are not in a scan.
+            let value = Some(&record.value).filter(|value| values && value.len() as u64 == record.value_bytes);
             output.json_line(&record_json(&record.key, value, record.version, record.expires_at_ms)?)
         });
     }
@@ -192,7 +234,9 @@ fn print_page(records: &[ScannedRecord], values: bool, output: Output) -> Result
         return Ok(());
     }
     let rows = records.iter().map(|record| {
-        [cell(&record.key), record.version.to_string(), record.value_bytes.to_string(), cell(&record.value)]
+        let is_left_out = values && record.value.len() as u64 != record.value_bytes;
+        let value = if is_left_out { "…".to_owned() } else { cell(&record.value) };
+        [cell(&record.key), record.version.to_string(), record.value_bytes.to_string(), value]
     });
     output.line(&table(["KEY", "VERSION", "BYTES", "VALUE"], rows))
 }
@@ -229,10 +273,5 @@ mod tests {
         let binary = record_json(b"k", Some(&Bytes::from_static(b"\xff")), Timestamp(1), Some(5)).expect("JSON");
         assert_eq!(binary["encoding"], "base64");
         assert_eq!((&binary["key"], &binary["value"]), (&json!("aw=="), &json!("/w==")));
-    }
-
-    #[test]
-    fn a_value_is_read_at_most_one_byte_beyond_its_limit() {
-        assert_eq!(read_value(io::repeat(0)).expect("bytes").len(), VALUE_BYTES_MAX + 1);
     }
 }

@@ -21,6 +21,7 @@ mod settings;
 mod tokens;
 mod transfer;
 mod upgrade;
+mod values;
 
 use std::{ffi::OsString, fs, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -73,10 +74,10 @@ impl ClientOptions {
     fn for_endpoints(&self, endpoints: Vec<String>) -> Result<flotilla_client::ClientOptions, Failure> {
         let read = |path: &PathBuf| fs::read(path).map_err(|error| Failure::io(path.display(), &error));
         Ok(flotilla_client::ClientOptions {
-            endpoints,
             key: self.key.clone(),
             authority: self.ca.as_ref().map(read).transpose()?,
             timeout: self.timeout,
+            ..flotilla_client::ClientOptions::new(endpoints)
         })
     }
 }

@@ -4,21 +4,26 @@
 //! export does, as when a shard's leader changes, the export begins again: a file is written anew, and files of a
 //! folder are overwritten, where that of a record which was deleted in between remains. What was written to stdout
 //! cannot be taken back, so there the export fails, and says so.
+//!
+//! Values that a scan leaves out, as large ones, and with a cache all of them, are read by their keys. One that was
+//! overwritten after that moment is exported as it is then, and counted; one that was removed is refused.
 
 use std::{
     fs::{self, File},
-    io::{BufWriter, Write, stdout},
+    io::{BufWriter, Read as _, Write, stdout},
     path::PathBuf,
 };
 
 use bytes::Bytes;
 use clap::Args;
 use flotilla_api::ProblemType;
-use flotilla_client::{Client, ClientError, ScanOptions, ScannedRecord};
+use flotilla_client::{Client, ClientError, ScanOptions, ScannedRecord, Transfer, ValueCache, ValueSource};
+use flotilla_types::Timestamp;
+use futures_util::{StreamExt as _, stream};
 
 use super::{
-    folder, lines,
-    report::{Report, progress},
+    CacheArguments, folder, lines,
+    report::{Progress, Report},
     retry::with_retries,
 };
 use crate::cli::{
@@ -28,6 +33,8 @@ use crate::cli::{
 
 /// Records per page: at most 256 MiB of values.
 const PAGE_RECORDS: usize = 64;
+/// Records whose values are read by their keys at the same time.
+const READS: usize = 16;
 
 #[derive(Debug, Args)]
 pub(crate) struct ExportArguments {
@@ -47,6 +54,8 @@ pub(crate) struct ExportArguments {
     /// that take longer to export than the nodes keep a moment
     #[arg(long)]
     live: bool,
+    #[command(flatten)]
+    cache: CacheArguments,
 }
 
 /// Times that an export begins again after its snapshot has expired.
@@ -59,9 +68,10 @@ impl ExportArguments {
 }
 
 pub(crate) async fn export(arguments: ExportArguments, client: &Client, output: Output) -> Result<(), Failure> {
+    let cache = arguments.cache.open()?;
     let mut restarts = 0;
     loop {
-        match export_once(&arguments, client, output).await {
+        match export_once(&arguments, cache.as_ref(), client, output).await {
             Err(Export::Expired) if !arguments.to_stdout() && restarts < RESTARTS_MAX => {
                 restarts += 1;
                 eprintln!("the nodes kept the snapshot no longer; the export begins again");
@@ -95,26 +105,34 @@ impl From<ClientError> for Export {
     }
 }
 
-async fn export_once(arguments: &ExportArguments, client: &Client, output: Output) -> Result<(), Export> {
-    let ExportArguments { out, dir, collection, prefix, live } = arguments;
+async fn export_once(
+    arguments: &ExportArguments,
+    cache: Option<&ValueCache>,
+    client: &Client,
+    output: Output,
+) -> Result<(), Export> {
+    let ExportArguments { out, dir, collection, prefix, live, .. } = arguments;
     let to_stdout = arguments.to_stdout();
     let prefix = Bytes::from(prefix.clone());
-    let mut options = ScanOptions { prefix, limit: PAGE_RECORDS, snapshot: !live, ..ScanOptions::default() };
+    // From the cache, values are read one by one.
+    let (snapshot, values) = (!live, cache.is_none());
+    let mut options = ScanOptions { prefix, limit: PAGE_RECORDS, snapshot, values, ..ScanOptions::default() };
     // The first page is fetched before a file is created, so that an unknown collection leaves no empty file.
     let mut page = with_retries(async || client.scan(collection, &options).await).await?;
     let mut sink = Sink::open(out.clone(), dir.clone())?;
     let mut report = Report::default();
-    let bar = progress();
+    let progress = Progress::new();
+    let value_of = ValueOf { client, collection, cache };
     loop {
-        for record in &page.records {
-            match sink.write(record)? {
-                Ok(()) => {
-                    report.done += 1;
-                    report.bytes += record.value_bytes;
-                }
-                Err(reason) => report.refuse(cell(&record.key), reason),
+        // In the order of the keys.
+        let mut records = stream::iter(page.records).map(|record| value_of.read(record)).buffered(READS);
+        while let Some((record, found)) = records.next().await {
+            match found? {
+                Some(found) => sink.put(&record, &found, &mut report)?,
+                None if *live => {}
+                None => report.refuse(cell(&record.key), "it was removed while it was exported".to_owned()),
             }
-            bar.inc(1);
+            progress.count(&report);
         }
         options.cursor = page.cursor;
         if options.cursor.is_none() {
@@ -123,8 +141,44 @@ async fn export_once(arguments: &ExportArguments, client: &Client, output: Outpu
         page = with_retries(async || client.scan(collection, &options).await).await?;
     }
     sink.close()?;
-    bar.finish_and_clear();
+    progress.finish();
     Ok(report.finish("exported", to_stdout, output)?)
+}
+
+/// A value that is exported.
+struct Found {
+    value: ValueSource,
+    version: Timestamp,
+    expires_at_ms: Option<u64>,
+    transfer: Transfer,
+}
+
+/// Where values are that a scan left out.
+struct ValueOf<'a> {
+    client: &'a Client,
+    collection: &'a str,
+    cache: Option<&'a ValueCache>,
+}
+
+impl ValueOf<'_> {
+    /// The value of a record; `None` if it was removed.
+    async fn read(&self, record: ScannedRecord) -> (ScannedRecord, Result<Option<Found>, ClientError>) {
+        let ScannedRecord { ref value, version, value_bytes, expires_at_ms, .. } = record;
+        if value.len() as u64 == value_bytes {
+            let found = Found { value: value.clone().into(), version, expires_at_ms, transfer: Transfer::default() };
+            return (record, Ok(Some(found)));
+        }
+        let read = async || {
+            let Some(mut reader) = self.client.get_value(self.collection, &record.key, self.cache).await? else {
+                return Ok(None);
+            };
+            let value = reader.read().await?;
+            let (version, expires_at_ms, transfer) = (reader.version, reader.expires_at_ms, reader.transfer());
+            Ok(Some(Found { value, version, expires_at_ms, transfer }))
+        };
+        let found = with_retries(read).await;
+        (record, found)
+    }
 }
 
 /// The destination of exported records.
@@ -148,14 +202,34 @@ impl Sink {
         }
     }
 
+    /// Writes a record and counts it.
+    fn put(&mut self, record: &ScannedRecord, found: &Found, report: &mut Report) -> Result<(), Failure> {
+        match self.write(&record.key, found)? {
+            Ok(()) => {
+                report.done += 1;
+                report.bytes += found.value.len();
+                report.transfer += found.transfer.into();
+                report.newer += u64::from(found.version != record.version);
+            }
+            Err(reason) => report.refuse(cell(&record.key), reason),
+        }
+        Ok(())
+    }
+
     /// Writes a record. The inner error concerns only this record.
-    fn write(&mut self, record: &ScannedRecord) -> Result<Result<(), String>, Failure> {
+    fn write(&mut self, key: &[u8], found: &Found) -> Result<Result<(), String>, Failure> {
+        let Found { value, expires_at_ms, .. } = found;
         match self {
-            Self::Folder(root) => Ok(folder::write(root, &record.key, &record.value)),
-            Self::Lines(lines) => match lines::write(&record.key, &record.value, record.expires_at_ms) {
-                Ok(line) => writeln!(lines, "{line}").map(Ok).map_err(|error| Failure::stdout(&error)),
-                Err(reason) => Ok(Err(reason)),
-            },
+            Self::Folder(root) => Ok(folder::write(root, key, value)),
+            Self::Lines(lines) => {
+                let mut whole = Vec::new();
+                let read = value.reader().read_to_end(&mut whole);
+                let read = read.map_err(|error| format!("cannot be read from a temporary file: {error}"));
+                match read.and_then(|_| lines::write(key, &whole, *expires_at_ms)) {
+                    Ok(line) => writeln!(lines, "{line}").map(Ok).map_err(|error| Failure::stdout(&error)),
+                    Err(reason) => Ok(Err(reason)),
+                }
+            }
         }
     }
 

@@ -2,12 +2,13 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _},
+    io,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
 
-use flotilla_api::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use flotilla_api::KEY_BYTES_MAX;
+use flotilla_client::{LARGE_VALUE_BYTES_MAX, ValueSource};
 use walkdir::WalkDir;
 
 use super::{Content, Entry, Source};
@@ -39,25 +40,11 @@ fn entry_of(root: &Path, entry: &walkdir::DirEntry) -> Entry {
     if key.len() > KEY_BYTES_MAX {
         return refused(format!("its path is longer than {KEY_BYTES_MAX} bytes"));
     }
-    match entry.metadata() {
-        Ok(metadata) if metadata.len() > VALUE_BYTES_MAX as u64 => refused(too_large(metadata.len())),
-        Ok(_) => Entry::Record(Source { key, value: Content::File(path.to_owned()), expires_at_ms: None }),
-        Err(error) => refused(format!("cannot be read: {error}")),
-    }
+    Entry::Record(Source { key, value: Content::File(path.to_owned()), expires_at_ms: None })
 }
 
-fn too_large(bytes: u64) -> String {
-    format!("{bytes} bytes are more than the limit of {VALUE_BYTES_MAX}")
-}
-
-/// Reads a file. Fails if it has grown over the limit.
-pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut value = Vec::new();
-    File::open(path)?.take(VALUE_BYTES_MAX as u64 + 1).read_to_end(&mut value)?;
-    if value.len() > VALUE_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, too_large(value.len() as u64)));
-    }
-    Ok(value)
+pub(super) fn too_large(bytes: u64) -> String {
+    format!("{bytes} bytes are more than the limit of {LARGE_VALUE_BYTES_MAX}")
 }
 
 /// The path of a key's file below the root, or the reason why there is none.
@@ -78,7 +65,7 @@ pub(super) fn path_of(key: &[u8]) -> Result<PathBuf, &'static str> {
 }
 
 /// Writes a value below the root. Never follows a symbolic link, so that nothing outside is written.
-pub(super) fn write(root: &Path, key: &[u8], value: &[u8]) -> Result<(), String> {
+pub(super) fn write(root: &Path, key: &[u8], value: &ValueSource) -> Result<(), String> {
     let path = path_of(key)?;
     let mut parent = root.to_owned();
     for part in path.parent().into_iter().flat_map(Path::components) {
@@ -96,7 +83,8 @@ pub(super) fn write(root: &Path, key: &[u8], value: &[u8]) -> Result<(), String>
     if fs::symlink_metadata(&file).is_ok_and(|metadata| !metadata.is_file()) {
         return Err(format!("{} exists and is not a file", file.display()));
     }
-    fs::write(&file, value).map_err(|error| format!("{}: {error}", file.display()))
+    let written = File::create(&file).and_then(|mut file| io::copy(&mut value.reader(), &mut file));
+    written.map(drop).map_err(|error| format!("{}: {error}", file.display()))
 }
 
 #[cfg(test)]
@@ -109,7 +97,7 @@ mod tests {
         entries(root.to_owned())
             .filter_map(|entry_of| match entry_of {
                 Entry::Record(source) => Some(source.key),
-                Entry::Link | Entry::Refused { .. } => None,
+                Entry::Link | Entry::Refused { .. } | Entry::Unpacked | Entry::KeptWhole { .. } => None,
             })
             .collect()
     }
@@ -124,15 +112,11 @@ mod tests {
     }
 
     #[test]
-    fn links_are_not_followed_and_files_over_the_limit_are_refused() {
+    fn links_are_not_followed() {
         let folder = tempfile::tempdir().expect("a folder");
         symlink("/etc", folder.path().join("link")).expect("a link");
-        let large = File::create(folder.path().join("large")).expect("a file");
-        large.set_len(VALUE_BYTES_MAX as u64 + 1).expect("a length");
         let entries: Vec<Entry> = entries(folder.path().to_owned()).collect();
-        assert!(matches!(&entries[0], Entry::Refused { name, .. } if name == "large"), "{entries:?}");
-        assert!(matches!(&entries[1], Entry::Link), "{entries:?}");
-        assert!(read(&folder.path().join("large")).is_err());
+        assert!(matches!(&entries[..], [Entry::Link]), "{entries:?}");
     }
 
     #[test]
@@ -148,10 +132,11 @@ mod tests {
         let (folder, outside) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
         symlink(outside.path(), folder.path().join("link")).expect("a link");
         symlink(outside.path().join("file"), folder.path().join("file")).expect("a link");
-        assert!(write(folder.path(), b"link/x", b"v").is_err());
-        assert!(write(folder.path(), b"file", b"v").is_err());
+        let value = ValueSource::from("v");
+        assert!(write(folder.path(), b"link/x", &value).is_err());
+        assert!(write(folder.path(), b"file", &value).is_err());
         assert_eq!(fs::read_dir(outside.path()).expect("a folder").count(), 0);
-        write(folder.path(), b"a/b", b"v").expect("written");
+        write(folder.path(), b"a/b", &value).expect("written");
         assert_eq!(fs::read(folder.path().join("a/b")).expect("a file"), b"v");
     }
 }

@@ -1,23 +1,27 @@
 //! `kv import`: from a folder or from JSON lines into a collection.
+//!
+//! A thread reads the source and takes archives apart; entries wait for the network, not the network for them.
 
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io::{BufReader, stdin},
     path::PathBuf,
+    thread,
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
 use clap::Args;
 use flotilla_api::SCAN_ITEMS_MAX;
-use flotilla_client::{Client, ClientError, PutOptions, ScanOptions};
+use flotilla_client::{Client, ClientError, PutOptions, ScanOptions, ValueSource};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::sync::mpsc;
 
 use super::{
     Content, Entry, Source, folder, lines,
-    report::{Report, progress},
-    retry::{has, put, with_retries},
+    report::{Moved, Progress, Report},
+    retry::{put, with_retries},
+    unpack,
 };
 use crate::cli::{
     failure::{Failure, describe},
@@ -27,6 +31,8 @@ use crate::cli::{
 /// Most keys of the collection that are held in memory to recognise existing records. With more keys, a
 /// record that is not among them is looked up in the collection.
 const EXISTING_KEYS_MAX: usize = 1_000_000;
+/// Entries that were read and wait to be stored.
+const ENTRIES_AHEAD: usize = 16;
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArguments {
@@ -42,17 +48,38 @@ pub(crate) struct ImportArguments {
     /// Number of records stored concurrently
     #[arg(short, long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
+    #[command(flatten)]
+    unpack: unpack::UnpackArguments,
 }
 
 pub(crate) async fn import(arguments: ImportArguments, client: &Client, output: Output) -> Result<(), Failure> {
     let entries = entries(&arguments)?;
     let existing = ExistingRecords::load(client, &arguments.collection).await?;
     let target = Target { client, collection: &arguments.collection, existing };
+    let entries = read_ahead(entries, arguments.unpack.unpack);
     let report = target.store_all(entries, usize::from(arguments.jobs)).await;
     report.finish("stored", false, output)
 }
 
-fn entries(arguments: &ImportArguments) -> Result<Box<dyn Iterator<Item = Entry>>, Failure> {
+/// Reads entries in a thread of its own. It ends with them, or when nobody takes them any more.
+fn read_ahead(entries: Box<dyn Iterator<Item = Entry> + Send>, unpack: bool) -> mpsc::Receiver<Entry> {
+    let (sender, receiver) = mpsc::channel(ENTRIES_AHEAD);
+    thread::spawn(move || {
+        let mut send = |entry| sender.blocking_send(entry).is_ok();
+        for entry in entries {
+            let wanted = match entry {
+                Entry::Record(source) if unpack => unpack::take_apart(source, &mut send),
+                entry => send(entry),
+            };
+            if !wanted {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+fn entries(arguments: &ImportArguments) -> Result<Box<dyn Iterator<Item = Entry> + Send>, Failure> {
     match (&arguments.dir, &arguments.file) {
         (Some(dir), _) => {
             let metadata = dir.metadata().map_err(|error| Failure::io(dir.display(), &error))?;
@@ -102,7 +129,7 @@ impl ExistingRecords {
 
 /// The outcome of one record.
 enum Outcome {
-    Stored(u64),
+    Stored(Moved, u64),
     Unchanged,
     Expired,
     Refused(String),
@@ -117,42 +144,38 @@ struct Target<'a> {
 }
 
 impl Target<'_> {
-    async fn store_all(&self, entries: impl Iterator<Item = Entry>, jobs: usize) -> Report {
-        let bar = progress();
+    async fn store_all(&self, mut entries: mpsc::Receiver<Entry>, jobs: usize) -> Report {
+        let progress = Progress::new();
         let mut report = Report::default();
         let mut running = FuturesUnordered::new();
         // At most one write per key is in flight, so that the last entry with a key wins.
         let mut busy: HashSet<Vec<u8>> = HashSet::new();
-        for entry in entries {
-            let source = match entry {
-                Entry::Record(source) => source,
-                Entry::Link => {
-                    report.links += 1;
-                    continue;
-                }
-                Entry::Refused { name, reason } => {
-                    report.refuse(name, reason);
-                    continue;
-                }
-            };
-            while running.len() >= jobs || busy.contains(&source.key) {
-                let next: Option<(Vec<u8>, Outcome)> = running.next().await;
-                let Some((key, done)) = next else { break };
-                busy.remove(&key);
-                count_outcome(&mut report, &key, done);
-                bar.inc(1);
+        let mut next: Option<Source> = None;
+        let mut ended = false;
+        loop {
+            if let Some(source) = next.take_if(|source| running.len() < jobs && !busy.contains(&source.key)) {
+                busy.insert(source.key.clone());
+                running.push(self.store(source));
             }
-            if report.gave_up {
-                break;
+            tokio::select! {
+                Some((key, done)) = running.next() => {
+                    busy.remove(&key);
+                    count_outcome(&mut report, &key, done);
+                    progress.count(&report);
+                    if report.gave_up {
+                        next = None;
+                        ended = true;
+                    }
+                }
+                entry = entries.recv(), if next.is_none() && !ended => match entry {
+                    Some(Entry::Record(source)) => next = Some(source),
+                    Some(entry) => count_entry(&mut report, entry, &progress),
+                    None => ended = true,
+                },
+                else => break,
             }
-            busy.insert(source.key.clone());
-            running.push(self.store(source));
         }
-        while let Some((key, done)) = running.next().await {
-            count_outcome(&mut report, &key, done);
-            bar.inc(1);
-        }
-        bar.finish_and_clear();
+        progress.finish();
         report
     }
 
@@ -160,7 +183,7 @@ impl Target<'_> {
         let Source { key, value, expires_at_ms } = source;
         let done = match load(value).await {
             Err(reason) => Outcome::Refused(reason),
-            Ok(value) => match self.store_value(&key, &value, expires_at_ms).await {
+            Ok(value) => match self.store_value(&key, value, expires_at_ms).await {
                 Ok(done) => done,
                 Err(error) if error.is_retryable() || error.is_outcome_unknown() => Outcome::GaveUp(describe(&error)),
                 Err(error) => Outcome::Refused(describe(&error)),
@@ -169,7 +192,12 @@ impl Target<'_> {
         (key, done)
     }
 
-    async fn store_value(&self, key: &[u8], value: &Bytes, expires_at_ms: Option<u64>) -> Result<Outcome, ClientError> {
+    async fn store_value(
+        &self,
+        key: &[u8],
+        source: ValueSource,
+        expires_at_ms: Option<u64>,
+    ) -> Result<Outcome, ClientError> {
         let Self { client, collection, existing } = self;
         let mut options = PutOptions::default();
         if let Some(at) = expires_at_ms {
@@ -177,32 +205,46 @@ impl Target<'_> {
                 Ok(ttl) if ttl >= Duration::from_millis(1) => options.ttl = Some(ttl),
                 Ok(_) | Err(_) => return Ok(Outcome::Expired),
             }
-        } else if existing.may_have(key, value.len() as u64)
-            && with_retries(async || has(client, collection, key, value).await).await?
+        }
+        let value = with_retries(async || client.prepare(collection, source.clone()).await).await?;
+        if expires_at_ms.is_none()
+            && existing.may_have(key, value.bytes())
+            && with_retries(async || client.has_value(collection, key, &value).await).await?
         {
             return Ok(Outcome::Unchanged);
         }
-        put(client, collection, key, value, &options).await?;
-        Ok(Outcome::Stored(value.len() as u64))
+        let transfer = put(client, collection, key, &value, &options).await?;
+        Ok(Outcome::Stored(transfer.into(), value.bytes()))
     }
 }
 
-async fn load(content: Content) -> Result<Bytes, String> {
+async fn load(content: Content) -> Result<ValueSource, String> {
     match content {
-        Content::Inline(value) => Ok(value),
-        Content::File(path) => match tokio::task::spawn_blocking(move || folder::read(&path)).await {
-            Ok(Ok(value)) => Ok(Bytes::from(value)),
-            Ok(Err(error)) => Err(format!("cannot be read: {error}")),
-            Err(error) => Err(format!("cannot be read: {error}")),
-        },
+        Content::Read(value) => Ok(value),
+        Content::File(path) => ValueSource::open(path).await.map_err(|error| format!("cannot be read: {error}")),
+    }
+}
+
+/// Counts an entry that is no record.
+fn count_entry(report: &mut Report, entry: Entry, progress: &Progress) {
+    match entry {
+        Entry::Record(_) => {}
+        Entry::Link => report.links += 1,
+        Entry::Unpacked => report.unpacked += 1,
+        Entry::KeptWhole { name, reason } => {
+            report.kept_whole += 1;
+            progress.note(&format!("stored as it is: {name}: {reason}"));
+        }
+        Entry::Refused { name, reason } => report.refuse(name, reason),
     }
 }
 
 fn count_outcome(report: &mut Report, key: &[u8], done: Outcome) {
     match done {
-        Outcome::Stored(bytes) => {
+        Outcome::Stored(moved, bytes) => {
             report.done += 1;
             report.bytes += bytes;
+            report.transfer += moved;
         }
         Outcome::Unchanged => report.unchanged += 1,
         Outcome::Expired => report.expired += 1,

@@ -2,15 +2,15 @@
 
 use std::io::{self, BufRead, Read as _};
 
-use bytes::Bytes;
-use flotilla_api::{Encoding, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use flotilla_api::{Encoding, KEY_BYTES_MAX};
+use flotilla_client::{LARGE_VALUE_BYTES_MAX, ValueSource};
 use serde::{Deserialize, Serialize};
 
-use super::{Content, Entry, Source};
+use super::{Content, Entry, Source, folder::too_large};
 use crate::cli::output::cell;
 
 /// Longest line, in bytes. JSON needs at most six characters for one byte of a value.
-const LINE_BYTES_MAX: usize = 6 * VALUE_BYTES_MAX + 64 * 1024;
+const LINE_BYTES_MAX: usize = 6 * LARGE_VALUE_BYTES_MAX as usize + 64 * 1024;
 
 /// A record as a line.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,15 +33,24 @@ pub(super) fn write(key: &[u8], value: &[u8], expires_at_ms: Option<u64>) -> Res
 
 /// The entries of a source, one per line that is not empty. Ends at the first read error.
 pub(super) fn entries(source: impl BufRead) -> impl Iterator<Item = Entry> {
+    entries_within(source, LINE_BYTES_MAX)
+}
+
+/// As [`entries`], of lines with at most `line_bytes_max` bytes.
+fn entries_within(source: impl BufRead, line_bytes_max: usize) -> impl Iterator<Item = Entry> {
     let mut source = Some(source);
     let mut number = 0;
     std::iter::from_fn(move || {
         loop {
             let reader = source.as_mut()?;
             number += 1;
-            match read_line(reader) {
+            match read_line(reader, line_bytes_max) {
                 Ok(None) => source = None,
                 Ok(Some(line)) if line.trim_ascii().is_empty() => {}
+                Ok(Some(line)) if line.len() > line_bytes_max => {
+                    let reason = format!("longer than {line_bytes_max} bytes");
+                    return Some(Entry::Refused { name: format!("line {number}"), reason });
+                }
                 Ok(Some(line)) => return Some(parse(&line, number)),
                 Err(error) => {
                     source = None;
@@ -55,13 +64,13 @@ pub(super) fn entries(source: impl BufRead) -> impl Iterator<Item = Entry> {
     })
 }
 
-/// Reads a line, at most [`LINE_BYTES_MAX`] bytes and one more; the rest of a longer line is skipped.
-fn read_line(source: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+/// Reads a line, at most `bytes_max` bytes and one more; the rest of a longer line is skipped.
+fn read_line(source: &mut impl BufRead, bytes_max: usize) -> io::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
-    if source.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line)? == 0 {
+    if source.by_ref().take(bytes_max as u64 + 1).read_until(b'\n', &mut line)? == 0 {
         return Ok(None);
     }
-    if line.len() > LINE_BYTES_MAX && !line.ends_with(b"\n") {
+    if line.len() > bytes_max && !line.ends_with(b"\n") {
         source.skip_until(b'\n')?;
     }
     Ok(Some(line))
@@ -70,9 +79,6 @@ fn read_line(source: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
 fn parse(line: &[u8], number: u64) -> Entry {
     let refused = |name: String, reason: String| Entry::Refused { name, reason };
     let place = format!("line {number}");
-    if line.len() > LINE_BYTES_MAX {
-        return refused(place, format!("longer than {LINE_BYTES_MAX} bytes"));
-    }
     let Line { key, value, encoding, expires_at_ms } = match serde_json::from_slice(line) {
         Ok(line) => line,
         Err(error) => return refused(place, format!("not a record: {error}")),
@@ -85,23 +91,36 @@ fn parse(line: &[u8], number: u64) -> Entry {
     if key.is_empty() || key.len() > KEY_BYTES_MAX {
         return refused(name, format!("its key has {} bytes, not 1 to {KEY_BYTES_MAX}", key.len()));
     }
-    if value.len() > VALUE_BYTES_MAX {
-        return refused(name, format!("{} bytes are more than the limit of {VALUE_BYTES_MAX}", value.len()));
+    if value.len() as u64 > LARGE_VALUE_BYTES_MAX {
+        return refused(name, too_large(value.len() as u64));
     }
-    Entry::Record(Source { key, value: Content::Inline(Bytes::from(value)), expires_at_ms })
+    // A long one goes to a temporary file, because several wait to be sent.
+    match ValueSource::read_sync(&value[..]) {
+        Ok(value) => Entry::Record(Source { key, value: Content::Read(value), expires_at_ms }),
+        Err(error) => refused(name, format!("cannot be kept in a temporary file: {error}")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use flotilla_hostile::{attack, extreme_u64, mutated};
     use proptest::{collection::vec, option, prelude::*};
 
     use super::*;
 
     fn outcomes(text: &[u8]) -> Vec<Result<(Vec<u8>, Bytes), String>> {
-        entries(text)
+        outcomes_within(text, LINE_BYTES_MAX)
+    }
+
+    fn outcomes_within(text: &[u8], line_bytes_max: usize) -> Vec<Result<(Vec<u8>, Bytes), String>> {
+        entries_within(text, line_bytes_max)
             .map(|entry| match entry {
-                Entry::Record(Source { key, value: Content::Inline(value), .. }) => Ok((key, value)),
+                Entry::Record(Source { key, value: Content::Read(value), .. }) => {
+                    let mut bytes = Vec::new();
+                    value.reader().read_to_end(&mut bytes).expect("a value");
+                    Ok((key, bytes.into()))
+                }
                 Entry::Refused { name, .. } => Err(name),
                 other => panic!("{other:?}"),
             })
@@ -131,9 +150,9 @@ mod tests {
 
     #[test]
     fn a_line_over_the_limit_is_skipped_without_being_buffered() {
-        let mut text = vec![b'x'; LINE_BYTES_MAX + 10];
+        let mut text = vec![b'x'; 100_010];
         text.extend_from_slice(b"\n{\"key\":\"a\",\"value\":\"1\"}\n");
-        let outcomes = outcomes(&text);
+        let outcomes = outcomes_within(&text, 100_000);
         assert_eq!(outcomes, [Err("line 1".to_owned()), Ok((b"a".to_vec(), Bytes::from_static(b"1")))]);
     }
 
@@ -147,7 +166,7 @@ mod tests {
             let read = outcomes(&text);
             assert!(read.len() <= ends, "a line is one record at most");
             for (key, value) in read.into_iter().flatten() {
-                assert!((1..=KEY_BYTES_MAX).contains(&key.len()) && value.len() <= VALUE_BYTES_MAX);
+                assert!((1..=KEY_BYTES_MAX).contains(&key.len()) && value.len() as u64 <= LARGE_VALUE_BYTES_MAX);
             }
         });
     }

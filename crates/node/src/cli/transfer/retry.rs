@@ -6,8 +6,7 @@ use std::{
 };
 
 use backon::{ExponentialBuilder, Retryable as _};
-use bytes::Bytes;
-use flotilla_client::{Client, ClientError, PutOptions};
+use flotilla_client::{Client, ClientError, LocalValue, PutOptions, Transfer};
 
 /// How long a call for one record is retried before the whole transfer stops.
 const RETRY_FOR: Duration = Duration::from_secs(30);
@@ -37,25 +36,21 @@ pub(super) async fn put(
     client: &Client,
     collection: &str,
     key: &[u8],
-    value: &Bytes,
+    value: &LocalValue,
     options: &PutOptions,
-) -> Result<(), ClientError> {
+) -> Result<Transfer, ClientError> {
     let outcome_unknown = Cell::new(false);
     with_retries(async || {
-        if outcome_unknown.get() && has(client, collection, key, value).await? {
-            return Ok(());
+        if outcome_unknown.get() && client.has_value(collection, key, value).await? {
+            // What the attempt took is not known.
+            return Ok(Transfer { value_bytes: value.bytes(), sent_bytes: value.bytes(), ..Transfer::default() });
         }
-        let put = client.put(collection, key, value.clone(), options).await;
+        let put = client.put_value(collection, key, value, options).await;
         // Stays set: a later refusal says nothing about this attempt.
         if put.as_ref().is_err_and(ClientError::is_outcome_unknown) {
             outcome_unknown.set(true);
         }
-        put.map(drop)
+        put.map(|stored| stored.transfer)
     })
     .await
-}
-
-/// Whether exactly this value is stored under the key.
-pub(super) async fn has(client: &Client, collection: &str, key: &[u8], value: &Bytes) -> Result<bool, ClientError> {
-    Ok(client.get(collection, key).await?.is_some_and(|record| record.value == *value))
 }
