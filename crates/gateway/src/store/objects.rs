@@ -194,7 +194,9 @@ fn count(refs: &[ObjectRef], missing: &[ObjectId]) {
         refs.iter().partition(|reference| missing.contains(&reference.id));
     metrics::counter!("flotilla_value_need_objects_total", "here" => "yes").increment(here.len() as u64);
     metrics::counter!("flotilla_value_need_objects_total", "here" => "no").increment(absent.len() as u64);
-    // What is below a list that is here may be absent; a chunk is all there.
-    let saved: u64 = here.iter().filter(|reference| reference.height == 0).map(|reference| reference.bytes).sum();
+    // If something is absent below a list that is here, it is not known how much of the list's bytes is here.
+    let knows_lists = absent.len() == missing.len();
+    let is_known = |reference: &&&ObjectRef| reference.height == 0 || knows_lists;
+    let saved: u64 = here.iter().filter(is_known).map(|reference| reference.bytes).sum();
     metrics::counter!("flotilla_value_saved_bytes_total").increment(saved);
 }
