@@ -55,8 +55,8 @@ pub use operator::{NodeUpgrade, Setting, SettingList, SettingRequest, TokenInfo,
 pub use problem::{Problem, ProblemType};
 pub use scrub::{DamagedReplica, NodeScrub, ScrubReport, ScrubState};
 pub use status::{
-    ClusterStatus, FollowerInfo, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState,
-    PeerInfo, PeerState, ReplicaInfo, ShardInfo, Versions,
+    ClusterStatus, FollowerInfo, Health, LinkTraffic, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo,
+    NodeState, NodeTraffic, PeerInfo, PeerState, ReplicaInfo, ReplicationStats, ShardInfo, ValueTraffic, Versions,
 };
 pub use text::{Encoding, TextError};
 

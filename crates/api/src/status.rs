@@ -54,6 +54,65 @@ pub struct ClusterStatus {
     /// What this node found at its start and an operator should know, such as a rebuilt view or a quarantine.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// What large values have cost this node's network; absent from nodes that do not count it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub values: Option<ValueTraffic>,
+}
+
+/// What large values have cost the network of a node since its start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ValueTraffic {
+    /// Bytes of the references in commands that leaders here were asked to propose.
+    pub reference_bytes: u64,
+    /// Objects that replicas and readers here needed, and that were here already.
+    pub needed_here: u64,
+    /// Objects that they needed, and that came from other nodes.
+    pub needed_fetched: u64,
+    /// Bytes of the chunks that were here already: what was not sent again.
+    pub saved_bytes: u64,
+    /// By other node.
+    pub links: Vec<LinkTraffic>,
+}
+
+impl ValueTraffic {
+    /// How many percent of the needed objects were here already; nothing before any was needed.
+    #[must_use]
+    pub fn hit_percent(&self) -> Option<u64> {
+        let needed = self.needed_here.saturating_add(self.needed_fetched);
+        self.needed_here.saturating_mul(100).checked_div(needed)
+    }
+}
+
+/// Objects of values that went over the link between two nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkTraffic {
+    /// The other node.
+    pub node: NodeId,
+    /// Objects that came from it.
+    pub received_objects: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Objects that it was sent.
+    pub sent_objects: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+}
+
+/// Answer to `cluster.replication_stats`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicationStats {
+    /// In the order of their ids.
+    pub nodes: Vec<NodeTraffic>,
+}
+
+/// What large values have cost the network of one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeTraffic {
+    /// The node.
+    pub node: NodeId,
+    /// Absent if it did not answer in time, or does not count it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub values: Option<ValueTraffic>,
 }
 
 impl ClusterStatus {
@@ -390,6 +449,7 @@ mod tests {
             shards: Vec::new(),
             peers: Vec::new(),
             notes: Vec::new(),
+            values: None,
         };
         let text = serde_json::to_string(&status).expect("JSON");
         assert!(text.contains(&format!(r#""cluster_id":"{}","node":"n7""#, "ab".repeat(16))), "{text}");

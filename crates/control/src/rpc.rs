@@ -93,6 +93,10 @@ impl RpcServer {
                 let comparisons = self.topology.comparisons().encode();
                 Ok(Answered { payload: comparisons, clock: Timestamp::ZERO })
             }
+            PeerRequest::ValueTraffic => {
+                let traffic = core::encode_traffic(&self.host.value_traffic());
+                Ok(Answered { payload: traffic, clock: Timestamp::ZERO })
+            }
             PeerRequest::RotateAuthority { timeout_ms } => {
                 let rotated = self.authority.rotate(Duration::from_millis(timeout_ms.into())).await;
                 tracing::info!(%from, ?rotated, "a node asked for a rotation of the authority");

@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_meta::{Feed, MetaCommand, MetaFollower, MetaQuery, MetaReply};
-use flotilla_replication::{Answer, Answered, FetchError, Fetched, Freshness, Handle, RequestError, clock};
+use flotilla_replication::{
+    Answer, Answered, FetchError, Fetched, Freshness, Handle, RequestError, ValueTraffic, clock,
+};
 use flotilla_route::Heard;
 use flotilla_transport::{CallError, Class, NotSent, Transport};
 use flotilla_types::{NodeId, Refs, ReplicaId, ShardId};
@@ -101,6 +103,13 @@ impl Shards {
     pub async fn comparisons(&self, timeout: Duration) -> Vec<(NodeId, Option<Comparisons>)> {
         let decode = |answer| Comparisons::decode(answer).ok();
         self.of_all_nodes(&PeerRequest::Comparisons.encode(), timeout, decode, self.topology.comparisons()).await
+    }
+
+    /// What values have cost the network of each node since its start. `None` as for
+    /// [`operations`](Self::operations).
+    pub async fn value_traffic(&self, timeout: Duration) -> Vec<(NodeId, Option<ValueTraffic>)> {
+        let decode = |answer| core::decode_traffic(answer).ok();
+        self.of_all_nodes(&PeerRequest::ValueTraffic.encode(), timeout, decode, self.host.value_traffic()).await
     }
 
     /// The reports of all nodes that are not gone, in their order; the own one is at hand.

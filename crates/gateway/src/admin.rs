@@ -8,8 +8,8 @@ use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use flotilla_api::{
     AuthorityStatus, ChangeCollection, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection,
-    DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationList, ScrubReport, Setting,
-    TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationList, ReplicationStats,
+    ScrubReport, Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use futures_util::future::BoxFuture;
@@ -124,6 +124,9 @@ pub trait Admin: Send + Sync + 'static {
 
     /// How the scrubs of all nodes that answer soon stand. With `start`, a pass begins on each.
     fn scrub(&self, start: bool, deadline: Instant) -> AdminFuture<'_, ScrubReport>;
+
+    /// What large values have cost the networks of all nodes that answer soon.
+    fn replication_stats(&self, deadline: Instant) -> AdminFuture<'_, ReplicationStats>;
 
     /// What the comparisons of replicas say that all nodes which answer soon have made.
     fn consistency(&self, deadline: Instant) -> AdminFuture<'_, ConsistencyReport>;

@@ -102,6 +102,7 @@ fn status() -> ClusterStatus {
         shards: vec![shard],
         peers: Vec::new(),
         notes: Vec::new(),
+        values: None,
     }
 }
 

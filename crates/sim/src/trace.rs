@@ -63,6 +63,7 @@ fn request(kind: &peer::request::Kind) -> String {
         Kind::ReadFingerprints(read) => format!("fingerprints of r{}", read.replica),
         Kind::GiveUp(order) => format!("give up r{}, which differs at {}", order.replica, order.index),
         Kind::ReadComparisons(_) => "comparisons".to_owned(),
+        Kind::ReadValueTraffic(_) => "value traffic".to_owned(),
         Kind::RotateAuthority(_) => "rotate the authority".to_owned(),
         Kind::CertifyClientPorts(certify) => format!("certify {}", certify.hosts.join(",")),
     }

@@ -366,6 +366,11 @@ impl StateEngine for MemoryEngine {
         self.store.lock().get(object)
     }
 
+    fn object_bytes(&self, object: ObjectId) -> Option<u64> {
+        let store = self.store.lock();
+        store.objects.get(&object).filter(|_| store.has(object)).map(|object| object.bytes.len() as u64)
+    }
+
     fn expect(&self, objects: &[ObjectId]) {
         self.store.lock().expect(objects);
     }

@@ -32,6 +32,7 @@ mod step;
 #[cfg(test)]
 mod testing;
 mod upgrade;
+mod value_traffic;
 
 pub use announce::AnnounceNode;
 pub use cluster_view::{ClusterView, Members};
@@ -55,3 +56,4 @@ pub use scrub::{DAMAGED_LISTED_MAX, DamagedReplica, NodeScrub};
 pub use shards_led::ShardsLed;
 pub use step::{ShardStep, next_shard_step};
 pub use upgrade::{UpgradeError, next_version};
+pub(crate) use value_traffic::{decode_traffic, encode_traffic};

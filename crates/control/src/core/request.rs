@@ -72,6 +72,8 @@ pub enum PeerRequest {
     },
     /// Verdicts on the shards that the receiver leads: a [`super::Comparisons`].
     Comparisons,
+    /// What values have cost the receiver's network.
+    ValueTraffic,
     /// A certificate for the sender's client ports. The answer is the certificate in DER, if the receiver
     /// holds the authority and the metadata has these hosts among the sender's addresses.
     CertifyClientPorts {
@@ -153,6 +155,7 @@ impl PeerRequest {
                 Kind::GiveUp(peer::GiveUp { shard: shard.0, replica: replica.0, kind, index, digest })
             }
             Self::Comparisons => Kind::ReadComparisons(peer::ReadComparisons {}),
+            Self::ValueTraffic => Kind::ReadValueTraffic(peer::ReadValueTraffic {}),
             Self::RotateAuthority { timeout_ms } => {
                 Kind::RotateAuthority(peer::RotateAuthority { deadline_ms: timeout_ms })
             }
@@ -203,6 +206,7 @@ impl PeerRequest {
                 evidence: Evidence::from_wire(order.kind, order.index, &order.digest).ok_or(MalformedRequest)?,
             },
             Kind::ReadComparisons(peer::ReadComparisons {}) => Self::Comparisons,
+            Kind::ReadValueTraffic(peer::ReadValueTraffic {}) => Self::ValueTraffic,
             Kind::RotateAuthority(rotate) => {
                 Self::RotateAuthority { timeout_ms: rotate.deadline_ms.min(TIMEOUT_MS_MAX) }
             }
@@ -413,6 +417,7 @@ mod tests {
             PeerRequest::CertifyNode { csr: Bytes::from_static(b"csr"), valid_s: 9 },
             PeerRequest::RotateAuthority { timeout_ms: 5 },
             PeerRequest::Operations,
+            PeerRequest::ValueTraffic,
             PeerRequest::Scrub { start: true },
             PeerRequest::CertifyClientPorts {
                 csr: Bytes::from_static(b"csr"),

@@ -199,6 +199,10 @@ async fn dispatch(
             let NoParameters {} = parse(parameters)?;
             encode(NodeList { nodes: app.admin.status().nodes })
         }
+        "cluster.replication_stats" => {
+            let NoParameters {} = parse(parameters)?;
+            encode(app.admin.replication_stats(deadline).await.map_err(Refusal::from)?)
+        }
         "cluster.join_token.create" => {
             let request: TokenRequest = parse(parameters)?;
             encode(app.admin.create_token(request, deadline).await.map_err(Refusal::from)?)

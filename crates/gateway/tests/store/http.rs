@@ -58,6 +58,7 @@ impl Admin for NoAdmin {
         recent_audit() -> Vec<Event>;
         operations(Instant) -> AdminFuture<'_, OperationList>;
         scrub(bool, Instant) -> AdminFuture<'_, ScrubReport>;
+        replication_stats(Instant) -> AdminFuture<'_, flotilla_api::ReplicationStats>;
         consistency(Instant) -> AdminFuture<'_, ConsistencyReport>;
         digests(Option<BTreeSet<ShardId>>, Instant) -> AdminFuture<'_, DigestList>;
         create_collection(CreateCollection, Instant) -> AdminFuture<'_, flotilla_api::Collection>;

@@ -1,6 +1,6 @@
 //! `status`, `nodes`, `shards`: three views of one node's status.
 
-use flotilla_api::{ClusterStatus, NodeInfo, NodeList, OperationInfo, ShardInfo, ShardList};
+use flotilla_api::{ClusterStatus, NodeInfo, NodeList, OperationInfo, ShardInfo, ShardList, ValueTraffic};
 use flotilla_client::Client;
 
 use super::{
@@ -38,6 +38,13 @@ fn summary(status: &ClusterStatus) -> String {
         format!("Cluster version: {}", status.cluster_version),
         format!("Shards: {}", status.redundancy()),
     ];
+    if let Some(hit_percent) = status.values.as_ref().and_then(ValueTraffic::hit_percent) {
+        let traffic = status.values.clone().unwrap_or_default();
+        lines.push(format!(
+            "Large values: {hit_percent} % of the needed objects were on this node already ({} bytes not sent again)",
+            traffic.saved_bytes
+        ));
+    }
     if status.draining {
         lines.push("This node is draining.".to_owned());
     }

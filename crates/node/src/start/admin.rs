@@ -12,9 +12,9 @@ use std::{
 
 use flotilla_api::{
     AuthorityStatus, ChangeCollection, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection,
-    DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationList, RecordsDigest,
-    ReplicaDigest, ScrubReport, Setting as ApiSetting, Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest,
-    UpgradeStatus,
+    DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeTraffic, NodeVerb, OperationList,
+    RecordsDigest, ReplicaDigest, ReplicationStats, ScrubReport, Setting as ApiSetting, Sharding as ApiSharding,
+    TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, StoreError};
@@ -481,6 +481,15 @@ impl Admin for NodeAdmin {
             let remaining = deadline.saturating_duration_since(Instant::now());
             let reports = self.shards.comparisons(remaining.min(REPORT_TIMEOUT)).await;
             Ok(consistency::report(reports, self.topology.meta().shards().map(|shard| shard.id)))
+        })
+    }
+
+    fn replication_stats(&self, deadline: Instant) -> AdminFuture<'_, ReplicationStats> {
+        Box::pin(async move {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let nodes = self.shards.value_traffic(remaining.min(REPORT_TIMEOUT)).await;
+            let of = |(node, traffic): (_, Option<_>)| NodeTraffic { node, values: traffic.map(status::values) };
+            Ok(ReplicationStats { nodes: nodes.into_iter().map(of).collect() })
         })
     }
 

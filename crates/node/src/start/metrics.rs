@@ -22,6 +22,8 @@ const SECONDS: [f64; 18] = [
     0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
     10.0, 30.0,
 ];
+/// Histogram buckets of objects in one answer, of which there are at most 64.
+const BATCH_OBJECTS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 /// How often buffered samples are moved into the histograms. The buffers grow until then.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -41,7 +43,9 @@ pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
 }
 
 fn builder() -> Result<PrometheusBuilder, BuildError> {
-    PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .set_buckets_for_metric(Matcher::Full("flotilla_value_batch_objects".to_owned()), &BATCH_OBJECTS)
 }
 
 /// Bounds the memory of buffered samples while `/metrics` is not scraped. Never returns.
@@ -317,6 +321,9 @@ mod tests {
         metrics::with_local_recorder(&recorder, || metrics::histogram!("flotilla_test_seconds").record(0.000_2));
         let shown = recorder.handle().render();
         assert!(shown.contains(r#"flotilla_test_seconds_bucket{le="0.00025"} 1"#), "{shown}");
+        metrics::with_local_recorder(&recorder, || metrics::histogram!("flotilla_value_batch_objects").record(3.0));
+        let shown = recorder.handle().render();
+        assert!(shown.contains(r#"flotilla_value_batch_objects_bucket{le="4"} 1"#), "{shown}");
         assert!(!shown.contains("quantile"), "{shown}");
     }
 }

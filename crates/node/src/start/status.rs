@@ -1,9 +1,9 @@
 //! The cluster's status as this node sees it, from local state only: it is available without a quorum.
 
 use flotilla_api::{
-    AuthorityStatus, CertificateLife, ClusterStatus, Collection, Health, KeyId, KeyInfo, Liveness, MetadataRole,
-    NodeCertification, NodeInfo, NodeState, NodeUpgrade, OperationList, PeerInfo, PeerState, Setting as ApiSetting,
-    ShardInfo, Sharding, TokenId, TokenInfo, UpgradeStatus, Versions,
+    AuthorityStatus, CertificateLife, ClusterStatus, Collection, Health, KeyId, KeyInfo, LinkTraffic, Liveness,
+    MetadataRole, NodeCertification, NodeInfo, NodeState, NodeUpgrade, OperationList, PeerInfo, PeerState,
+    Setting as ApiSetting, ShardInfo, Sharding, TokenId, TokenInfo, UpgradeStatus, ValueTraffic, Versions,
 };
 use flotilla_control::{MemberState, Topology};
 use flotilla_identity::Life;
@@ -75,6 +75,7 @@ impl Sources<'_> {
             nodes,
             shards,
             notes: self.notes.clone(),
+            values: Some(values(self.host.value_traffic())),
         }
     }
 
@@ -176,6 +177,18 @@ pub(crate) fn authority(meta: &MetaState, fingerprint: String, holds_key: bool, 
         },
         holds_key,
     }
+}
+
+/// What large values have cost the network of a node.
+pub(crate) fn values(traffic: flotilla_replication::ValueTraffic) -> ValueTraffic {
+    let flotilla_replication::ValueTraffic { reference_bytes, needed_here, needed_fetched, saved_bytes, links } =
+        traffic;
+    let link = |(node, link)| {
+        let flotilla_replication::LinkTraffic { received_objects, received_bytes, sent_objects, sent_bytes } = link;
+        LinkTraffic { node, received_objects, received_bytes, sent_objects, sent_bytes }
+    };
+    let links = links.into_iter().map(link).collect();
+    ValueTraffic { reference_bytes, needed_here, needed_fetched, saved_bytes, links }
 }
 
 pub(crate) fn collections(meta: &MetaState) -> Vec<Collection> {

@@ -134,6 +134,8 @@ pub struct Gather {
     pub sources: Vec<NodeId>,
     /// When to give up, on the core's monotonic clock, milliseconds; `None` as long as some source serves.
     pub deadline_ms: Option<u64>,
+    /// Whether what is here of it was not stored here for this purpose, so that it spares a transfer.
+    pub spares: bool,
 }
 
 /// Slow work for background threads.

@@ -102,7 +102,8 @@ impl<T> Core<T> {
         let from = leader.and_then(|leader| replica.node_of(leader));
         let sources = work::sources(node, from, &replica.descriptor);
         let refs = refs.into_iter().collect();
-        order(Gather { holder: Holder::Parked(id), number, refs, sources, deadline_ms: None }, effects);
+        let holder = Holder::Parked(id);
+        order(Gather { holder, number, refs, sources, deadline_ms: None, spares: true }, effects);
     }
 
     /// Steps an append whose objects are here, and holds them for the entries that Raft takes.
@@ -179,7 +180,8 @@ impl<T> Core<T> {
         let (number, holder) = (replica.gathers, Holder::Request { replica: id, number: replica.gathers });
         let refs = request.refs.refs.to_vec();
         let sources = work::sources(node, request.refs.held_by, &replica.descriptor);
-        order(Gather { holder, number, refs, sources, deadline_ms: Some(request.deadline_ms) }, effects);
+        let (deadline_ms, spares) = (Some(request.deadline_ms), request.refs.held_by != Some(node));
+        order(Gather { holder, number, refs, sources, deadline_ms, spares }, effects);
         request.refs.holder = Some(holder);
         replica.gathering.insert(number, request);
         self.schedule.waiting.insert(id);

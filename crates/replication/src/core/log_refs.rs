@@ -97,3 +97,71 @@ impl LogRefs {
 fn holder(replica: ReplicaId, index: LogIndex, term: Term) -> Holder {
     Holder::Log { replica, index, term }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use flotilla_types::{EntryKind, ObjectRef, Timestamp};
+
+    use super::*;
+    use crate::Batch;
+
+    const REPLICA: ReplicaId = ReplicaId(4);
+
+    fn entry(index: u64, term: u64) -> Entry {
+        let reference = ObjectRef { id: ObjectId::of(&index.to_le_bytes()), height: 0, bytes: 8 };
+        let refs = [reference].into_iter().collect();
+        let data = Batch { timestamp: Timestamp(1), refs, commands: vec![Bytes::from_static(b"put")] }.encode();
+        Entry { index: LogIndex(index), term: Term(term), kind: EntryKind::Normal, data, context: Bytes::new() }
+    }
+
+    fn log_of(entries: &[(u64, u64)]) -> LogRefs {
+        let (mut refs, mut effects) = (LogRefs::default(), Effects::<()>::default());
+        for (index, term) in entries {
+            refs.add(REPLICA, &entry(*index, *term), &mut effects);
+        }
+        refs
+    }
+
+    /// The entries whose holds end, and whether nothing is held.
+    fn ended(effects: &Effects<()>) -> Vec<(u64, u64)> {
+        assert!(effects.holds.iter().all(|hold| hold.objects.is_empty()));
+        let entry = |hold: &Hold| match hold.holder {
+            Holder::Log { replica: REPLICA, index, term } => (index.0, term.0),
+            other => panic!("{other:?}"),
+        };
+        effects.holds.iter().map(entry).collect()
+    }
+
+    #[test]
+    fn an_entry_holds_what_it_refers_to_from_when_it_is_taken() {
+        let (mut refs, mut effects) = (LogRefs::default(), Effects::<()>::default());
+        refs.add(REPLICA, &entry(3, 1), &mut effects);
+        let held = Hold { holder: holder(REPLICA, LogIndex(3), Term(1)), objects: ids_of(&entry(3, 1)) };
+        assert_eq!(effects.holds, [held]);
+        refs.add(REPLICA, &entry(3, 1), &mut effects);
+        assert_eq!(effects.holds.len(), 1, "once");
+    }
+
+    #[test]
+    fn a_truncation_lets_go_of_what_it_covers_and_of_nothing_else() {
+        let mut refs = log_of(&[(3, 1), (5, 1), (6, 2), (9, 2)]);
+        let mut effects = Effects::default();
+        refs.truncated(REPLICA, LogIndex(5), &mut effects);
+        assert_eq!(ended(&effects), [(3, 1), (5, 1)]);
+        assert_eq!(refs.holders(REPLICA).len(), 2, "the entries behind it are in the log");
+        let mut effects = Effects::default();
+        refs.truncated(REPLICA, LogIndex(9), &mut effects);
+        assert_eq!(ended(&effects), [(6, 2), (9, 2)]);
+        assert_eq!(refs.holders(REPLICA), []);
+    }
+
+    #[test]
+    fn an_entry_and_the_one_that_replaces_it_are_held_side_by_side() {
+        let mut refs = log_of(&[(3, 1), (3, 2)]);
+        assert_eq!(refs.holders(REPLICA).len(), 2, "a crash brings the first one back");
+        let mut effects = Effects::default();
+        refs.truncated(REPLICA, LogIndex(3), &mut effects);
+        assert_eq!(ended(&effects), [(3, 2), (3, 1)]);
+    }
+}

@@ -137,6 +137,7 @@ impl Puller {
     async fn run_fetch(&self, order: PullOrder, watch: &Fetching) -> Result<(), Failure> {
         let (engine, bounds) = (self.engine.clone(), PullBounds::of_rate(self.pace.bytes_per_second()));
         let pull = spawn_blocking(move || Pull::start(&*engine, order, bounds)).await??;
+        self.traffic.reused(pull.reuse());
         self.drive(pull, watch).await
     }
 

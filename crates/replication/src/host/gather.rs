@@ -3,7 +3,7 @@
 //! The core has named the objects to the engine before it orders a gathering, and lets go of them when it needs them no
 //! longer; nothing is held here. A newer order of the same holder ends the one before.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use flotilla_types::Holder;
 use parking_lot::Mutex;
@@ -69,7 +69,7 @@ impl Watch for Gathering {
 impl Puller {
     /// Fetches objects, makes them durable, and reports to the core.
     pub(super) fn gather(&self, gather: Gather) {
-        let Gather { holder, number, refs, sources, deadline_ms } = gather;
+        let Gather { holder, number, refs, sources, deadline_ms, spares } = gather;
         let changed = Arc::new(Notify::new());
         let newest = Newest { number, changed: changed.clone() };
         if let Some(before) = self.gathers.newest.lock().insert(holder, newest) {
@@ -79,7 +79,11 @@ impl Puller {
         let order = PullOrder::of_refs(sources, &refs, self.lists);
         let puller = self.clone();
         self.runtime.spawn(async move {
-            let result = puller.run_gathering(order, &watch).await;
+            let began = Instant::now();
+            let result = puller.run_gathering(order, &watch, spares).await;
+            if result.is_ok() {
+                metrics::histogram!("flotilla_value_gather_seconds").record(began.elapsed().as_secs_f64());
+            }
             match &result {
                 Err(error) if error.ends_node() => (puller.fatal)(&error.to_string()),
                 Err(error) => tracing::info!(?holder, %error, "what an entry refers to was not fetched"),
@@ -94,7 +98,7 @@ impl Puller {
         });
     }
 
-    async fn run_gathering(&self, order: PullOrder, watch: &Gathering) -> Result<(), Failure> {
+    async fn run_gathering(&self, order: PullOrder, watch: &Gathering, spares: bool) -> Result<(), Failure> {
         let _turn = loop {
             if watch.is_over().is_some() {
                 return Err(Failure::Replaced);
@@ -110,6 +114,9 @@ impl Puller {
         };
         let (engine, bounds) = (self.engine.clone(), PullBounds::of_rate(self.pace.bytes_per_second()));
         let pull = spawn_blocking(move || Pull::start(&*engine, order, bounds)).await??;
+        if spares {
+            self.traffic.reused(pull.reuse());
+        }
         self.drive(pull, watch).await
     }
 }

@@ -24,6 +24,7 @@ mod pool;
 mod pull;
 mod raft;
 mod scrub;
+mod traffic;
 mod wal;
 
 use std::{
@@ -51,6 +52,7 @@ pub use fetch::{FetchError, Fetched};
 use inline::InlineExecutor;
 use pace::Pace;
 pub use pull::IncomingSnapshot;
+pub use traffic::{LinkTraffic, ValueTraffic};
 
 use crate::{
     Answer, Applier, CommandRefs, Core, Effects, Fingerprints, Freshness, HostConfig, Input, MachineFactory, Notice,
@@ -355,6 +357,9 @@ impl Handle {
         refs: CommandRefs,
         timeout: Duration,
     ) -> Answer {
+        if !refs.refs.is_empty() {
+            self.puller.traffic.referred(refs.refs.encoded_bytes());
+        }
         self.request((shard, range_epoch, after), command, refs, timeout, Input::Propose, RequestError::Unknown).await
     }
 
@@ -500,6 +505,9 @@ impl Handle {
                 served
             }
         };
+        if served.replica.is_none() {
+            self.puller.traffic.sent(from, served.objects, served.bytes);
+        }
         if let Some(to) = served.replica {
             // One that is dropped only means that the list of objects is sent again.
             self.inbox.try_send(Input::ObjectsServed { node: from, to, complete: served.complete });
@@ -579,6 +587,12 @@ impl Handle {
     #[must_use]
     pub fn incoming_snapshots(&self) -> Vec<IncomingSnapshot> {
         self.puller.tasks().lock().values().map(|task| task.current).collect()
+    }
+
+    /// What values have cost the network since the start of this node.
+    #[must_use]
+    pub fn value_traffic(&self) -> ValueTraffic {
+        self.puller.traffic.now()
     }
 
     /// How the scrub stands, a step ago at most.

@@ -19,7 +19,7 @@ use tokio::{
     task::{JoinError, JoinSet, spawn_blocking},
 };
 
-use super::{Inbox, fetch, gather, pace::Pace};
+use super::{Inbox, fetch, gather, pace::Pace, traffic::Traffic};
 use crate::{
     Input, clock,
     work::{End, Pull, PullBounds, PullError, PullOrder, PullRequest, PullState, Stored, waiting_request},
@@ -68,6 +68,7 @@ pub(super) struct Puller {
     /// What entries and commands wait for.
     pub(super) gathers: gather::Gathers,
     pub(super) fetches: fetch::Fetches,
+    pub(super) traffic: Traffic,
     calls: Arc<Semaphore>,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -163,6 +164,7 @@ impl Puller {
             pulls,
             gathers: gather::Gathers::default(),
             fetches: fetch::Fetches::default(),
+            traffic: Traffic::default(),
             calls,
             fatal,
         }
@@ -284,6 +286,10 @@ impl Puller {
             match call {
                 Fetched { request, result: Ok((stored, took_ms)) } => {
                     count(&request, &stored);
+                    if request.is_for_values() {
+                        self.traffic.received(request.source(), &stored);
+                        self.traffic.reused(stored.reuse);
+                    }
                     watch.stored(&stored);
                     let stored = match stored.end {
                         End::Failed(error) if error.ends_node() => return Err(error.into()),

@@ -15,7 +15,7 @@ pub use budget::Budget;
 pub use frames::{PackedFrame, pack, pack_node_heartbeat, unpack};
 pub use jobs::{Job, JobResult, TRIES_MAX};
 pub use pull::{
-    End, Pull, PullBounds, PullError, PullOrder, PullRequest, PullState, Served, Stored, serve, serve_later,
+    End, Pull, PullBounds, PullError, PullOrder, PullRequest, PullState, Reuse, Served, Stored, serve, serve_later,
     waiting_request,
 };
 pub(crate) use pull::{other_nodes, sources};

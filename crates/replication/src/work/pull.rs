@@ -24,6 +24,7 @@ use flotilla_types::{Checkpoint, Holder, NodeId, ObjectId, ObjectRef, ReplicaId,
 use flotilla_wire::WireError;
 use supply::{SOURCES_MAX, Supply};
 use wanted::Found;
+pub use wanted::Reuse;
 pub(crate) use wanted::Wanted;
 
 /// Bounds of a pull, and of the answers to it.
@@ -231,6 +232,8 @@ pub struct Pull {
     supply: Supply,
     /// Objects that are wanted, or needed by those that are here or were fetched, and that were here.
     reused: usize,
+    /// Those of them that entries and records refer to, and that were here at the start.
+    reuse: Reuse,
     /// By their position in [`Supply`]'s sets of holders.
     sources: Vec<Source>,
     /// Requests without an answer.
@@ -259,6 +262,7 @@ impl Pull {
         let mut pull = Self {
             bounds,
             reused: 0,
+            reuse: Reuse::default(),
             supply: Supply::default(),
             sources,
             order,
@@ -271,8 +275,15 @@ impl Pull {
             is_invalid: false,
             stopping: false,
         };
-        pull.reused = pull.look(engine)?.here;
+        let found = pull.look(engine)?;
+        (pull.reused, pull.reuse) = (found.here, found.reuse);
         Ok(pull)
+    }
+
+    /// What was here at the start of that which entries and records refer to.
+    #[must_use]
+    pub fn reuse(&self) -> Reuse {
+        self.reuse
     }
 
     /// Looks for what is missing.

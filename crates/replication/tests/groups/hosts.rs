@@ -1,6 +1,7 @@
 //! Three real hosts, with threads, QUIC and state engines on a disk: a value goes from the node that stored it to all.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -8,7 +9,9 @@ use std::{
 use bytes::Bytes;
 use flotilla_identity::{ClusterAuthority, NodeIdentity, NodeKey};
 use flotilla_kv::{KvMachine, Limits};
-use flotilla_replication::{CommandRefs, FetchError, Fetched, Handle, Host, HostConfig, HostParts, RequestError, Role};
+use flotilla_replication::{
+    CommandRefs, FetchError, Fetched, Handle, Host, HostConfig, HostParts, LinkTraffic, RequestError, Role,
+};
 use flotilla_state::{Engine, Options};
 use flotilla_storage::{MemoryEngine, MemoryLog, StateEngine, UploadError, ValueObjects, conformance::Referring};
 use flotilla_transport::{BoxFuture, Class, Config, Handler, PeerState, Transport};
@@ -243,6 +246,19 @@ async fn what_a_reader_lacks_is_fetched_from_other_nodes_and_held_by_its_upload(
     assert_eq!(reader.engine.missing(&ids), []);
     assert_eq!(fetch(nodes[2].id, TIMEOUT).await.unwrap(), Fetched::default(), "all is here");
     assert_eq!(reader.engine.holders(), []);
+    let traffic = host.value_traffic();
+    let links: BTreeMap<_, _> = traffic.links.iter().copied().collect();
+    assert_eq!(links[&held_by.id].received_bytes, fetched.bytes);
+    assert!(traffic.needed_fetched >= fetched.objects && traffic.needed_here >= fetched.objects);
+    assert!(traffic.saved_bytes >= 900_000, "the last fetch saved all of it: {traffic:?}");
+    let sent = held_by.host.handle().value_traffic().links;
+    let received = links[&held_by.id];
+    let expected = LinkTraffic {
+        sent_objects: received.received_objects,
+        sent_bytes: received.received_bytes,
+        ..LinkTraffic::default()
+    };
+    assert_eq!(sent, [(reader.id, expected)]);
     reader.engine.end_upload(upload);
     assert!(lacks(&values[0]) && lacks(&values[1]), "nobody holds them any more");
     stop_all(nodes).await;

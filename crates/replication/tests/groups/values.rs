@@ -1,12 +1,15 @@
 //! Entries that refer to objects: every replica has the objects, durable, before it takes the entry, and nobody else
 //! waits for them. The harness checks the first with every write to a log.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
-use flotilla_replication::{CommandRefs, Input, RequestError};
-use flotilla_storage::conformance::Referring;
-use flotilla_types::{ClusterVersion, Holder, NodeId, ObjectRef, Refs};
+use flotilla_replication::{CommandRefs, Core, Effects, Input, RequestError, refs_of};
+use flotilla_storage::{Log as _, conformance::Referring};
+use flotilla_types::{ClusterVersion, Holder, Incarnation, NodeId, ObjectRef, Refs};
 use flotilla_values::ValueRef;
 use rand::RngExt as _;
 
@@ -292,5 +295,37 @@ fn what_nothing_refers_to_goes() {
         };
         world.run_until(240_000, "no object is left", is_clean);
         world.finish();
+    }
+}
+
+/// What a restarted node holds at once, before anything of it runs: else the first collection takes it.
+#[test]
+fn a_start_holds_what_the_entries_of_the_log_refer_to() {
+    for seed in seeds(3) {
+        let mut world = at_version(seed);
+        for round in 0..6_u8 {
+            let content = content(&mut world, 300);
+            write(&mut world, NodeId(1), &[round], &content);
+        }
+        let mut found = 0;
+        for node in [1, 2, 3].map(NodeId) {
+            let log = world.nodes[&node].log.reopen();
+            let mut expected = BTreeMap::new();
+            for (replica, state) in log.replicas().unwrap() {
+                let entries = log.entries(replica, state.truncated.0.next(), state.last.next(), usize::MAX).unwrap();
+                for entry in entries.iter().filter(|entry| !refs_of(entry).is_empty()) {
+                    let objects: BTreeSet<_> = refs_of(entry).ids().collect();
+                    expected.insert(Holder::Log { replica, index: entry.index, term: entry.term }, objects);
+                }
+            }
+            found += expected.len();
+            let mut effects = Effects::<u64>::default();
+            let config = world.config.clone();
+            Core::open(node, Incarnation(1_000), config, Arc::new(log), seed, &mut effects).unwrap();
+            let held: BTreeMap<_, _> =
+                effects.holds.into_iter().map(|hold| (hold.holder, hold.objects.into_iter().collect())).collect();
+            assert_eq!(held, expected, "holds of {node}");
+        }
+        assert!(found > 0, "some logs have such entries");
     }
 }

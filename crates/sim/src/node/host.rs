@@ -375,7 +375,7 @@ impl World {
 
     /// Starts to fetch what entries or a command refer to.
     fn start_gather(&mut self, node: &mut Node, running: &mut Running, gather: Gather) {
-        let Gather { holder, number, refs, sources, deadline_ms } = gather;
+        let Gather { holder, number, refs, sources, deadline_ms, .. } = gather;
         let order = PullOrder::of_refs(sources, &refs, list_refs);
         self.begin_pull(node, running, Pulled::Refs { holder, number, deadline_ms }, order);
     }

@@ -209,6 +209,7 @@ impl World {
             // There are no certificates here, and no operator asks.
             PeerRequest::Operations
             | PeerRequest::Comparisons
+            | PeerRequest::ValueTraffic
             | PeerRequest::Scrub { .. }
             | PeerRequest::CertifyClientPorts { .. }
             | PeerRequest::CertifyNode { .. }

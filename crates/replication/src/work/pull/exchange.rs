@@ -9,7 +9,7 @@ use flotilla_wire::{decode, encode, peer};
 
 use super::{
     ASKED_MAX, PullBounds, PullError,
-    wanted::{self, NotAsSaid, Wanted},
+    wanted::{self, NotAsSaid, Reuse, Wanted},
 };
 
 /// A request of a pull.
@@ -40,6 +40,8 @@ pub struct Stored {
     pub(crate) needed: Vec<Wanted>,
     /// How many of the objects that these need are here already.
     pub reused: usize,
+    /// Those of them that entries and records refer to.
+    pub reuse: Reuse,
     /// Their bytes.
     pub bytes: usize,
     /// The objects that the source holds, if it was asked.
@@ -67,6 +69,12 @@ pub enum End {
 }
 
 impl PullRequest {
+    /// Whether it is for what entries and commands refer to, or for a reader: not for a snapshot.
+    #[must_use]
+    pub(crate) fn is_for_values(&self) -> bool {
+        self.replica == ReplicaId::NONE
+    }
+
     /// The node to send it to.
     #[must_use]
     pub fn source(&self) -> NodeId {
@@ -103,8 +111,15 @@ impl PullRequest {
     /// disk.
     #[must_use]
     pub fn store(&self, engine: &dyn StateEngine, answer: Bytes) -> Stored {
-        let mut stored =
-            Stored { objects: 0, needed: Vec::new(), reused: 0, bytes: 0, held: Vec::new(), end: End::Served };
+        let mut stored = Stored {
+            objects: 0,
+            needed: Vec::new(),
+            reused: 0,
+            reuse: Reuse::default(),
+            bytes: 0,
+            held: Vec::new(),
+            end: End::Served,
+        };
         let answer: peer::ObjectsResponse = match decode(answer) {
             Ok(answer) => answer,
             Err(error) => {
@@ -137,7 +152,7 @@ impl PullRequest {
         }
         match wanted::find(engine, self.lists, needed) {
             Ok(found) => {
-                stored.reused = found.here;
+                (stored.reused, stored.reuse) = (found.here, found.reuse);
                 stored.needed = found.missing;
             }
             Err(error) => stored.end = End::Failed(error.into()),

@@ -1,10 +1,10 @@
 use std::collections::{HashSet, VecDeque};
 
 use bytes::Bytes;
-use flotilla_storage::{Manifest, MemoryEngine, PieceRef};
+use flotilla_storage::{Manifest, MemoryEngine, PieceRef, Value};
 use flotilla_types::{
-    ByteOrder, ConfState, Epoch, KeyRange, LogIndex, ObjectRef, Position, Refs, ReplicaDescriptor, ShardDescriptor,
-    ShardId, TableKind, TableRef, Tables, Term,
+    ByteOrder, CheckpointFormat, ConfState, Epoch, KeyRange, LogIndex, ObjectRef, Position, Refs, ReplicaDescriptor,
+    ShardDescriptor, ShardId, TableKind, TableRef, Tables, Term,
 };
 
 use super::*;
@@ -551,4 +551,39 @@ fn a_part_that_was_damaged_before_a_restart_is_fetched_again() {
     target.rot(ObjectId::of(&chunks[0]));
     assert_eq!(pull_refs(&target, &[reference(&root, 1)], &all), (true, 1));
     assert_eq!(target.object(ObjectId::of(&chunks[0])).unwrap(), chunks[0]);
+}
+
+#[test]
+fn a_snapshot_brings_what_its_records_refer_to() {
+    let chunks = [Bytes::from_static(b"chunk"), Bytes::from_static(b"another")];
+    let root = list(&chunks.each_ref().map(|chunk| reference(chunk, 0)));
+    let (source, checkpoint) = source(0);
+    source.open(REPLICA, &checkpoint).unwrap();
+    let ids = chunks.each_ref().map(|chunk| ObjectId::of(chunk));
+    for (id, bytes, children) in
+        [(ids[0], &chunks[0], &[][..]), (ids[1], &chunks[1], &[]), (ObjectId::of(&root), &root, &ids)]
+    {
+        source.import_part(id, bytes.clone(), children).unwrap();
+    }
+    let value = Value::new("reference", [reference(&root, 1)].into_iter().collect());
+    source.write(REPLICA, vec![(Bytes::from_static(b"key"), Some(value))], LogIndex(10)).unwrap();
+    let position = Position { index: LogIndex(10), ..checkpoint.position };
+    assert!(source.freeze(REPLICA, position, Bytes::new()).unwrap());
+    let snapshot = source.build(REPLICA, CheckpointFormat::Manifests).unwrap();
+
+    let target = MemoryEngine::default();
+    let order = PullOrder::of_snapshot(ME, REPLICA, LEADER, &snapshot, lists);
+    let mut pull = Pull::start(&target, order, BOUNDS).unwrap();
+    let mut fetched = 0;
+    while let Some(request) = pull.next_request(0) {
+        fetched += answer(&mut pull, &target, &source, request);
+    }
+    assert_eq!(fetched, 2 + 3, "a manifest, a piece, a list and its chunks");
+    assert_eq!((pull.state(), pull.finish(&target).unwrap()), (PullState::Fetched, true));
+    for (id, chunk) in ids.iter().zip(&chunks) {
+        assert_eq!(target.object(*id).unwrap(), *chunk);
+    }
+    // The snapshot holds them: as long as it is received, and once it is installed.
+    target.install_snapshot(REPLICA, &snapshot).unwrap();
+    assert_eq!(target.not_durable(&ids), []);
 }

@@ -47,8 +47,19 @@ pub(super) struct Found {
     pub(super) missing: Vec<Wanted>,
     /// How many are here, as far as they were looked at.
     pub(super) here: usize,
+    /// Those of them that entries and records refer to.
+    pub(super) reuse: Reuse,
     /// Whether one that is here is not what it is said to be.
     pub(super) is_invalid: bool,
+}
+
+/// Objects of values that are needed and here already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reuse {
+    /// Objects.
+    pub objects: u64,
+    /// Bytes of those that are chunks.
+    pub bytes: u64,
 }
 
 impl Wanted {
@@ -147,7 +158,11 @@ pub(super) fn find(
             if let What::Part { height: 0, bytes } = wanted.what {
                 // It is verified by now, and needs nothing: its length says all.
                 match engine.object_bytes(wanted.id) {
-                    Some(found_bytes) => found.is_invalid |= found_bytes != bytes,
+                    Some(found_bytes) => {
+                        found.is_invalid |= found_bytes != bytes;
+                        found.reuse.objects += 1;
+                        found.reuse.bytes += found_bytes;
+                    }
                     None => {
                         // It was found damaged just now.
                         found.here -= 1;
@@ -170,6 +185,7 @@ pub(super) fn find(
                 Ok(needs) => {
                     if matches!(wanted.what, What::Part { height: 1.., .. }) {
                         wanted.import(engine, object, &ids_of(&needs))?;
+                        found.reuse.objects += 1;
                     }
                     below.extend(needs);
                 }
