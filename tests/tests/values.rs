@@ -56,6 +56,8 @@ async fn a_value_travels_once(mode: Mode) {
     let sent = async || sum(&cluster, "flotilla_transport_bytes_sent_total{class=\"objects\"}").await;
     let first = content(1, 6 * MIB);
     put(&client(&cluster, 1), "first", &first).await;
+    // The put waits for one of them.
+    wait_replicated(&cluster, &[1, 2, 3]).await;
     let whole = sent().await;
     assert!(whole > 2 * first.len() as u64, "two other nodes have it: {whole} bytes");
 

@@ -1,13 +1,16 @@
 //! Tests with malformed and hostile paths, query strings and bodies.
 
-use flotilla_api::{BatchRequest, CreateCollection, KEY_BYTES_MAX, SCAN_ITEMS_MAX, SettingRequest, TokenRequest};
+use flotilla_api::{
+    BatchRequest, CreateCollection, KEY_BYTES_MAX, NeedRequest, SCAN_ITEMS_MAX, SettingRequest, TokenRequest,
+};
 use flotilla_hostile::{Proportion, attack, extreme_u64, mutated};
+use flotilla_types::{ObjectId, ObjectRef};
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::{Value, json};
 
 use super::{
-    batch, body,
+    batch, body, objects,
     raw::{Query, Target, percent_decode, segment},
     rpc::Call,
     scan::Parameters,
@@ -100,6 +103,9 @@ fn hostile_bodies_are_parsed_in_proportionate_memory() {
         json!({ "name": "c", "buckets": 16, "replicas": 3, "sharding": "hash" }),
         json!({ "uses": 1, "ttl_ms": 1000 }),
         json!({ "value": 5 }),
+        json!({ "collection": "c", "upload": "00000000000000aa", "refs": [
+            { "id": ObjectId::of(b"x").to_string(), "height": 2, "bytes": u64::MAX },
+        ] }),
     ])
     .prop_map(|value| value.to_string().into_bytes());
     let nested = (select(&["[", "{\"a\":", "[{\"params\":"][..]), 0..50_000_usize)
@@ -119,6 +125,11 @@ fn hostile_bodies_are_parsed_in_proportionate_memory() {
             let _ = body::parse_json::<CreateCollection>(&bytes);
             let _ = body::parse_json::<TokenRequest>(&bytes);
             let _ = body::parse_json::<SettingRequest>(&bytes);
+            if let Ok(request) = body::parse_json::<NeedRequest>(&bytes)
+                && let Ok(refs) = objects::refs(request.refs)
+            {
+                assert!(refs.iter().all(|reference| reference.height <= ObjectRef::HEIGHT_MAX));
+            }
         });
     });
 }

@@ -109,7 +109,7 @@ fn has_values(app: &App, collection: &str) -> Result<(), Refusal> {
     }
 }
 
-fn refs(needs: Vec<ObjectNeed>) -> Result<Vec<ObjectRef>, Refusal> {
+pub(super) fn refs(needs: Vec<ObjectNeed>) -> Result<Vec<ObjectRef>, Refusal> {
     if needs.is_empty() || needs.len() > OBJECT_REFS_MAX {
         return Err(invalid(format!("`refs` must have 1 to {OBJECT_REFS_MAX} references")));
     }

@@ -15,7 +15,9 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    App, audit, body, deadline,
+    App, audit, body,
+    client::ClientConnection,
+    deadline,
     guard::{self, RequestSlot},
     objects,
     problem::Refusal,
@@ -26,6 +28,8 @@ use crate::{ChangeOptions, Grant, Right, StoreError};
 const CALLS_MAX: usize = 64;
 /// Longest body: 4,096 references of objects.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// Bytes of memory that a byte of JSON takes once it is parsed, at most: lists of short numbers.
+const DECODED_PER_BYTE: usize = 32;
 /// Methods that are about objects, of which a request may have one: their answers are long.
 const OBJECTS: &str = "objects.";
 // Error codes of JSON-RPC.
@@ -39,8 +43,16 @@ const REFUSED: i32 = -32_000;
 pub(super) async fn call(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let deadline = deadline(request.headers())?;
     let grant = guard::grant_of(&request)?;
-    let slot = request.extensions().get::<Arc<RequestSlot>>().cloned();
+    let (slot, client) = (request.extensions().get::<Arc<RequestSlot>>().cloned(), ClientConnection::of(&request)?);
     let body = body::read(&app, request, BODY_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
+    // The administration needs no room on a node whose clients hold too much.
+    let _decoded = if body.bytes.len() > body::JSON_BYTES_MAX {
+        let room = timeout_at(deadline, client.account.reserve(body.bytes.len() * DECODED_PER_BYTE)).await;
+        client.account.works();
+        Some(room.map_err(|_| Refusal::busy("the clients of this node hold too many bytes"))?)
+    } else {
+        None
+    };
     let calls: Result<Value, _> = serde_json::from_slice(&body.bytes);
     let about_objects = calls.as_ref().map_or(0, count_about_objects);
     // They are requests for records, and take no place of the administration.

@@ -108,7 +108,7 @@ async fn by_reference(
     let bytes = value.bytes();
     let accepted = timeout_at(deadline, app.store.accept(rules, value, upload.0)).await;
     let (content, hold) = accepted.map_err(|_| StoreError::DeadlineExceeded { shard: None })??;
-    metrics::counter!("flotilla_value_reference_bytes_total").increment(bytes);
+    metrics::counter!("flotilla_client_value_by_reference_bytes_total").increment(bytes);
     let kept = Kept { hold: Some(hold), is_of_client: true, _charge: body.charge };
     Ok(ArrivedValue { value: Value { content, media_type }, kept, deadline })
 }

@@ -192,9 +192,11 @@ fn count(refs: &[ObjectRef], missing: &[ObjectId]) {
     let missing: BTreeSet<_> = missing.iter().collect();
     let (absent, here): (Vec<&ObjectRef>, Vec<&ObjectRef>) =
         refs.iter().partition(|reference| missing.contains(&reference.id));
-    metrics::counter!("flotilla_value_need_objects_total", "here" => "yes").increment(here.len() as u64);
-    metrics::counter!("flotilla_value_need_objects_total", "here" => "no").increment(absent.len() as u64);
-    // What is below a list that is here may be absent; a chunk is all there.
-    let saved: u64 = here.iter().filter(|reference| reference.height == 0).map(|reference| reference.bytes).sum();
-    metrics::counter!("flotilla_value_saved_bytes_total").increment(saved);
+    metrics::counter!("flotilla_client_value_need_objects_total", "here" => "true").increment(here.len() as u64);
+    metrics::counter!("flotilla_client_value_need_objects_total", "here" => "false").increment(absent.len() as u64);
+    // If something is absent below a list that is here, it is not known how much of the list's bytes is here.
+    let knows_lists = absent.len() == missing.len();
+    let is_known = |reference: &&&ObjectRef| reference.height == 0 || knows_lists;
+    let saved: u64 = here.iter().filter(is_known).map(|reference| reference.bytes).sum();
+    metrics::counter!("flotilla_client_value_saved_bytes_total").increment(saved);
 }

@@ -9,7 +9,7 @@ use flotilla_api::{
 };
 use flotilla_gateway::{
     Access, Admin, AdminFuture, AuditEntry, CLIENT_BYTES_MIN, ChangeOptions, ClientBudget, HttpConfig, KeyFacts, Keys,
-    Security, serve,
+    Pace, Security, serve,
 };
 use flotilla_types::{ObjectId, Role};
 use flotilla_values::{Chunking, Cutter, ListNode, Object, ObjectKind, ValueRef};
@@ -99,15 +99,14 @@ impl Answer {
 impl Server {
     async fn start() -> Self {
         let (node, gateway) = values::node().await;
-        Self::over(node, gateway, Access::open()).await
+        Self::over(node, gateway, Access::open(), HttpConfig::default()).await
     }
 
-    async fn over(node: Node, gateway: Gateway, access: Access) -> Self {
+    async fn over(node: Node, gateway: Gateway, access: Access, config: HttpConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (store, security) = (gateway.store, Security { access: Arc::new(access), tls: None });
         let budget = ClientBudget::new(CLIENT_BYTES_MIN);
-        let config = HttpConfig::default();
         tokio::spawn(serve(listener, store, Arc::new(NoAdmin), security, budget, config, std::future::pending()));
         Self { address, _node: node }
     }
@@ -241,6 +240,21 @@ async fn a_value_above_the_limit_is_refused_whether_its_length_is_announced_or_n
     let mut status = [0; 12];
     stream.read_exact(&mut status).await.expect("an answer");
     assert_eq!(&status, b"HTTP/1.1 413");
+    assert_eq!(server.get("/v1/kv/c/k", &[]).await.status, 404);
+}
+
+#[tokio::test]
+async fn a_long_body_that_does_not_keep_its_pace_is_refused_and_writes_nothing() {
+    let (node, gateway) = values::node().await;
+    let pace = Pace { grace: Duration::from_millis(200), bytes_per_second_min: 1 << 30 };
+    let config = HttpConfig { body_pace: pace, ..HttpConfig::default() };
+    let server = Server::over(node, gateway, Access::open(), config).await;
+    let mut stream = TcpStream::connect(server.address).await.expect("a connection");
+    let head = b"PUT /v1/kv/c/k HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n";
+    stream.write_all(&[&head[..], &vec![1; 300_000]].concat()).await.expect("sent");
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).await.expect("an answer");
+    assert_eq!(&status, b"HTTP/1.1 408");
     assert_eq!(server.get("/v1/kv/c/k", &[]).await.status, 404);
 }
 
@@ -420,7 +434,7 @@ async fn only_writers_of_the_collection_upload_and_only_its_readers_read_objects
     });
     let access = Access::by_keys(Arc::new(Book(facts.collect())));
     let (node, gateway) = values::node().await;
-    let server = Server::over(node, gateway, access).await;
+    let server = Server::over(node, gateway, access, HttpConfig::default()).await;
     let bearers = keys.map(|key| format!("Bearer {key}"));
     let id = ObjectId::of(b"x");
     let refs = json!([{ "id": id.to_string(), "height": 0, "bytes": 1 }]);

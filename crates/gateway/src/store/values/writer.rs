@@ -19,15 +19,15 @@ pub(crate) struct ValueWriter {
     cutter: Option<Cutter>,
     bytes: u64,
     bytes_max: u64,
-    batch: Vec<Bytes>,
-    batch_bytes: usize,
+    /// Copied: each piece of a body may keep a whole buffer of its connection.
+    batch: Vec<u8>,
 }
 
 impl ValueWriter {
     /// For one value of at most `bytes_max` bytes, whose objects the hold keeps.
     pub(crate) fn new(hold: Hold, chunking: Chunking, bytes_max: u64) -> Self {
         let cutter = Some(Cutter::new(chunking, bytes_max));
-        Self { hold, cutter, bytes: 0, bytes_max, batch: Vec::new(), batch_bytes: 0 }
+        Self { hold, cutter, bytes: 0, bytes_max, batch: Vec::new() }
     }
 
     /// Bytes of memory that a writer takes at most: its batch, the chunks that are cut and the block that is hashed.
@@ -45,10 +45,14 @@ impl ValueWriter {
             return Err(self.too_long());
         }
         while !bytes.is_empty() {
-            let taken = bytes.split_to(bytes.len().min(BATCH_BYTES_MAX - self.batch_bytes));
-            self.batch_bytes += taken.len();
-            self.batch.push(taken);
-            if self.batch_bytes == BATCH_BYTES_MAX {
+            let taken = bytes.split_to(bytes.len().min(BATCH_BYTES_MAX - self.batch.len()));
+            if taken.len() == BATCH_BYTES_MAX {
+                self.store(taken).await?;
+                continue;
+            }
+            self.batch.reserve_exact(BATCH_BYTES_MAX - self.batch.len());
+            self.batch.extend_from_slice(&taken);
+            if self.batch.len() == BATCH_BYTES_MAX {
                 self.settle().await?;
             }
         }
@@ -59,21 +63,22 @@ impl ValueWriter {
     /// while, so that it is not kept in memory until the client goes on.
     pub(crate) async fn settle(&mut self) -> Result<(), StoreError> {
         self.hold.renew()?;
-        if self.batch.is_empty() {
-            return Ok(());
-        }
+        let batch = mem::take(&mut self.batch);
+        if batch.is_empty() { Ok(()) } else { self.store(batch.into()).await }
+    }
+
+    async fn store(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        self.hold.renew()?;
         let mut cutter = self.cutter.take().ok_or(StoreError::ObjectsUnavailable)?;
-        let (batch, upload, too_long) = (mem::take(&mut self.batch), self.hold.upload(), self.too_long());
+        let (length, upload, too_long) = (bytes.len(), self.hold.upload(), self.too_long());
         let cut = move |objects: &dyn ValueObjects| {
-            for bytes in &batch {
-                let mut rest = &bytes[..];
-                while let Some(object) = cutter.push(&mut rest).map_err(|TooLong { .. }| too_long.clone())? {
-                    store(objects, upload, object)?;
-                }
+            let mut rest = &bytes[..];
+            while let Some(object) = cutter.push(&mut rest).map_err(|TooLong { .. }| too_long.clone())? {
+                store(objects, upload, object)?;
             }
             Ok::<_, StoreError>(cutter)
         };
-        self.cutter = Some(self.hold.values().work(mem::take(&mut self.batch_bytes), cut).await??);
+        self.cutter = Some(self.hold.values().work(length, cut).await??);
         Ok(())
     }
 
@@ -92,7 +97,7 @@ impl ValueWriter {
 
     #[cfg(test)]
     pub(crate) fn batch_bytes(&self) -> usize {
-        self.batch.iter().map(Bytes::len).sum()
+        self.batch.capacity()
     }
 
     fn too_long(&self) -> StoreError {
