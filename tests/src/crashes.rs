@@ -318,6 +318,8 @@ async fn change_collections(cluster: &Cluster, victim: usize, round: u32) {
             buckets: Some(2),
             shards: Some(2),
             replicas: None,
+            objects_from: None,
+            chunk: None,
         };
         client.create_collection(&request).await.map(drop)
     } else {

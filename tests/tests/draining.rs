@@ -72,6 +72,8 @@ async fn a_drained_node_leads_nothing_and_gets_nothing_until_it_is_taken_back(mo
         buckets: Some(8),
         shards: Some(8),
         replicas: Some(3),
+        objects_from: None,
+        chunk: None,
     };
     client(&cluster, 1).create_collection(&fresh).await.expect("a collection");
 

@@ -36,6 +36,25 @@ pub struct CreateCollection {
     /// Desired replicas of each shard; the cluster's default when absent. Fewer while the cluster is smaller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u8>,
+    /// As in [`ChangeCollection`]; the default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects_from: Option<u32>,
+    /// As in [`ChangeCollection`]; the default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunk: Option<String>,
+}
+
+/// Body of `PATCH /v1/collections/{name}`: what is absent stays. The answer is the [`Collection`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeCollection {
+    /// Values of more bytes are stored as objects, of which equal ones are stored and sent once: 1,024 to 4,194,304.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects_from: Option<u32>,
+    /// How those are cut: the lengths of chunks at least, on average and at most, such as `4KiB/16KiB/64KiB`, or
+    /// `default` or `archive`. Values that are stored already stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunk: Option<String>,
 }
 
 /// A collection.
@@ -51,6 +70,12 @@ pub struct Collection {
     pub buckets: u16,
     /// Desired replicas of each shard.
     pub replicas: u8,
+    /// Values of more bytes are stored as objects; absent from nodes that store none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects_from: Option<u32>,
+    /// How those are cut: the lengths of chunks at least, on average and at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunk: Option<String>,
 }
 
 /// Answer to `GET /v1/collections`.

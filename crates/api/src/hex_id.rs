@@ -59,6 +59,13 @@ hex_id! {
     InvalidTokenId = "a token id has 16 hexadecimal digits"
 }
 
+hex_id! {
+    /// Id of an upload, drawn at random. In JSON, headers and paths it is 16 hexadecimal digits.
+    UploadId;
+    /// The text is not the id of an upload.
+    InvalidUploadId = "the id of an upload has 16 hexadecimal digits"
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -45,9 +45,12 @@ pub struct ScanPage {
 pub struct ScanItem {
     /// Its key.
     pub key: String,
-    /// Its value; absent with `values=false`.
+    /// Its value; absent with `values=false`, and where `etag` is there instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
+    /// The entity tag of a value that is too long for a page: read it under its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
     /// The encoding of key and value, if it is not that which was requested: `base64` for a record that is
     /// not UTF-8.
     #[serde(default, skip_serializing_if = "Encoding::is_default")]

@@ -19,6 +19,7 @@ mod keys;
 mod kv;
 mod limits;
 mod node_change;
+mod objects;
 mod operations;
 mod operator;
 mod problem;
@@ -29,21 +30,26 @@ mod text;
 pub use authority::{AuthorityStatus, CertificateLife, NodeCertification};
 pub use batch::{BatchCondition, BatchOperation, BatchReply, BatchRequest, BatchResult, BatchVerb, Outcome};
 pub use cluster::{
-    Check, Collection, CollectionList, CreateCollection, NodeList, Readiness, ShardList, Sharding, TokenReply,
-    TokenRequest,
+    ChangeCollection, Check, Collection, CollectionList, CreateCollection, NodeList, Readiness, ShardList, Sharding,
+    TokenReply, TokenRequest,
 };
 pub use comparison::DigestComparison;
 pub use consistency::{ConsistencyReport, ShardConsistency};
 pub use digests::{DigestList, DigestReport, RecordsDigest, ReplicaDigest, ShardVerdict, Verdict};
 pub use event::{Event, EventList};
-pub use hex_id::{InvalidKeyId, InvalidTokenId, KeyId, TokenId};
+pub use hex_id::{InvalidKeyId, InvalidTokenId, InvalidUploadId, KeyId, TokenId, UploadId};
 pub use keys::{KeyInfo, KeyList, KeyReply, KeyRequest};
 pub use kv::{DeleteReply, PutReply, ScanItem, ScanPage};
 pub use limits::{
-    BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, DIGEST_SHARDS_MAX, KEY_BYTES_MAX, SCAN_ITEMS_DEFAULT, SCAN_ITEMS_MAX,
-    TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX, VALUE_BYTES_MAX, header,
+    BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, DIGEST_SHARDS_MAX, KEY_BYTES_MAX, LARGE_VALUE_BYTES_MAX, SCAN_ITEMS_DEFAULT,
+    SCAN_ITEMS_MAX, TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX, VALUE_BYTES_MAX, header,
 };
 pub use node_change::{NodeChange, NodeVerb, UnknownNodeVerb};
+pub use objects::{
+    FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FetchReply, FetchRequest, FetchedObject, FrameError, FrameKind, FrameReader,
+    MissingReply, MissingRequest, NeedReply, NeedRequest, OBJECT_REFS_MAX, OBJECTS_FETCHED_MAX, ObjectName, ObjectNeed,
+    PullReply, PullRequest, UPLOAD_BYTES_MAX, UPLOAD_OBJECTS_MAX, UploadReply, VALUE_REF_MEDIA_TYPE, put_frame,
+};
 pub use operations::{OperationInfo, OperationList, OperationProgress};
 pub use operator::{NodeUpgrade, Setting, SettingList, SettingRequest, TokenInfo, TokenList, UpgradeStatus};
 pub use problem::{Problem, ProblemType};

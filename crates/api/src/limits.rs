@@ -2,8 +2,11 @@
 
 /// Longest key, in bytes. A key has at least one byte.
 pub const KEY_BYTES_MAX: usize = 4 * 1024;
-/// Longest value, in bytes.
+/// Longest value, in bytes, where values are not stored as objects: in batches, and in clusters whose version does not
+/// have large values.
 pub const VALUE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Longest value, in bytes, where it can be stored as objects.
+pub const LARGE_VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Maximum number of operations, and likewise of conditions, in one batch.
 pub const BATCH_OPERATIONS_MAX: usize = 1_024;
 /// Largest batch: total bytes of its decoded keys and values.
@@ -33,4 +36,8 @@ pub mod header {
     pub const EXPIRES_AT_MS: &str = "flotilla-expires-at-ms";
     /// Reply: what `token=` of a later read takes, to see at least this state of the record.
     pub const TOKEN: &str = "flotilla-token";
+    /// Request: the upload that holds the objects of a value that is written by its reference.
+    pub const UPLOAD: &str = "flotilla-upload";
+    /// Request: the media type of such a value, which its reads return as `content-type`.
+    pub const CONTENT_TYPE: &str = "flotilla-content-type";
 }

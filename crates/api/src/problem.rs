@@ -5,6 +5,8 @@ use std::fmt;
 use flotilla_types::{NodeId, ShardId, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::ObjectName;
+
 /// An `application/problem+json` document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{title} ({kind}): {detail}")]
@@ -35,6 +37,9 @@ pub struct Problem {
     /// `condition_failed`: the version found, if the record exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found_version: Option<Timestamp>,
+    /// `objects_missing`: the first of the objects that the node lacks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<ObjectName>,
 }
 
 impl Problem {
@@ -53,6 +58,7 @@ impl Problem {
             leader: None,
             operation: None,
             found_version: None,
+            missing: Vec::new(),
         }
     }
 }
@@ -134,6 +140,12 @@ problem_types! {
     CollectionExists = "collection_exists", 409, false, "The collection exists already";
     /// The cluster's state does not allow it.
     Refused = "refused", 409, false, "The cluster refused";
+    /// The node lacks objects of the value: upload them, and try again.
+    ObjectsMissing = "objects_missing", 409, false, "Objects of the value are missing";
+    /// The objects of a reference make up another value, or are cut in another way.
+    WrongReference = "wrong_reference", 400, false, "The reference is not that of its content";
+    /// The upload has ended: begin another one, and ask for all of its objects again.
+    UploadEnded = "upload_ended", 410, false, "The upload has ended";
     /// The snapshot of a scan has ended: start the scan again.
     SnapshotExpired = "snapshot_expired", 410, false, "The snapshot has expired";
     /// A condition did not hold. Nothing was written.

@@ -1,10 +1,10 @@
 //! Collections, nodes, tokens, settings and status.
 
 use flotilla_api::{
-    AuthorityStatus, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection, DigestList, Event,
-    EventList, KeyId, KeyInfo, KeyList, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationInfo, OperationList,
-    ScrubReport, Setting, SettingList, SettingRequest, ShardInfo, ShardList, TokenId, TokenInfo, TokenList, TokenReply,
-    TokenRequest, UpgradeStatus,
+    AuthorityStatus, ChangeCollection, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection,
+    DigestList, Event, EventList, KeyId, KeyInfo, KeyList, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationInfo,
+    OperationList, ScrubReport, Setting, SettingList, SettingRequest, ShardInfo, ShardList, TokenId, TokenInfo,
+    TokenList, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use reqwest::Method;
@@ -108,6 +108,24 @@ impl Client {
     /// See [`ClientError`].
     pub async fn create_collection(&self, request: &CreateCollection) -> Result<Collection, ClientError> {
         self.call(Call::write(Method::POST, "/v1/collections").json(request)).await?.json()
+    }
+
+    /// A collection and its settings.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn collection(&self, name: &str) -> Result<Collection, ClientError> {
+        let path = format!("/v1/collections/{}", url::encode(name.as_bytes()));
+        self.call(Call::read(Method::GET, path)).await?.json()
+    }
+
+    /// Changes the settings of a collection; what is absent stays.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn change_collection(&self, name: &str, change: &ChangeCollection) -> Result<Collection, ClientError> {
+        let path = format!("/v1/collections/{}", url::encode(name.as_bytes()));
+        self.call(Call::write(Method::PATCH, path).json(change)).await?.json()
     }
 
     /// Removes a collection and its records.

@@ -12,6 +12,7 @@ use flotilla_control::{
 };
 use flotilla_meta::{
     Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode, Setting, TokenId,
+    ValueSettings,
 };
 use flotilla_placement::Sharding;
 use flotilla_replication::{Follower, GroupStatus, ReplicaStatus, Replicas, Role};
@@ -73,6 +74,7 @@ impl World {
                 buckets: u16::try_from(buckets).expect("few buckets"),
                 replicas: 3,
                 initial_nodes: (0..buckets).map(|_| (1..=NODES).map(NodeId).collect()).collect(),
+                values: ValueSettings::NONE,
             };
             apply(&mut follower, &create);
         }

@@ -60,7 +60,7 @@ impl RpcServer {
 
     async fn run(&self, from: NodeId, request: PeerRequest) -> Answer {
         match request {
-            PeerRequest::Shard(request) => ask_host(&self.host, request).await,
+            PeerRequest::Shard(request) => ask_host(&self.host, from, request).await,
             PeerRequest::Feed { version, wait_ms } => self.feed(version, wait_ms).await,
             PeerRequest::Authority(authority) => {
                 let service = self.authority.clone();

@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_meta::{Feed, MetaCommand, MetaFollower, MetaQuery, MetaReply};
-use flotilla_replication::{Answer, Answered, Freshness, Handle, RequestError, clock};
+use flotilla_replication::{Answer, Answered, FetchError, Fetched, Freshness, Handle, RequestError, clock};
 use flotilla_route::Heard;
 use flotilla_transport::{CallError, Class, NotSent, Transport};
-use flotilla_types::{NodeId, ReplicaId, ShardId};
+use flotilla_types::{NodeId, Refs, ReplicaId, ShardId};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 
@@ -20,12 +20,13 @@ use crate::{
 /// How often a refresh asks for the changes since the last answer, before it asks for the whole metadata.
 const REFRESH_FEEDS_MAX: usize = 4;
 
-/// Asks this node's host.
-pub(crate) async fn ask_host(host: &Handle, request: ShardRequest) -> Answer {
-    let ShardRequest { kind, shard, range_epoch, after, payload, timeout_ms } = request;
+/// Asks this node's host, for a node that sent the request.
+pub(crate) async fn ask_host(host: &Handle, from: NodeId, request: ShardRequest) -> Answer {
+    let refs = request.command_refs(from);
+    let ShardRequest { kind, shard, range_epoch, after, payload, timeout_ms, .. } = request;
     let timeout = Duration::from_millis(timeout_ms.into());
     match kind {
-        RequestKind::Propose => host.propose(shard, range_epoch, after, payload, timeout).await,
+        RequestKind::Propose => host.propose_referring(shard, range_epoch, after, payload, refs, timeout).await,
         RequestKind::Query => host.query(shard, range_epoch, payload, Freshness::Strong, timeout).await,
     }
 }
@@ -143,7 +144,7 @@ impl Shards {
         deadline_ms: u64,
     ) -> Result<ShardAnswer, ShardError> {
         let retry = RequestRetry::new(kind, shard, range_epoch, deadline_ms);
-        self.request_after(retry, kind, shard, payload).await
+        self.request_after(retry, kind, shard, (payload, Refs::NONE)).await
     }
 
     /// Sends a command that was sent before, perhaps to another shard, with earlier attempts of this state.
@@ -158,8 +159,62 @@ impl Shards {
         command: Bytes,
         deadline_ms: u64,
     ) -> Result<ShardAnswer, ShardError> {
-        let retry = RequestRetry::new(RequestKind::Propose, shard, range_epoch, deadline_ms).after(earlier);
-        self.request_after(retry, RequestKind::Propose, shard, command).await
+        self.propose_referring(earlier, shard, range_epoch, command, Refs::NONE, deadline_ms).await
+    }
+
+    /// The same for a command that refers to objects: all that the records refer to which it writes. An upload of
+    /// this node holds all of them until the answer, or longer if the outcome is unknown.
+    ///
+    /// # Errors
+    /// See [`ShardError`].
+    pub async fn propose_referring(
+        &self,
+        earlier: Earlier,
+        shard: ShardId,
+        range_epoch: Option<u64>,
+        command: Bytes,
+        refs: Refs,
+        deadline_ms: u64,
+    ) -> Result<ShardAnswer, ShardError> {
+        let retry = RequestRetry::new(RequestKind::Propose, shard, range_epoch, deadline_ms);
+        let retry = retry.after(earlier).referring(&refs);
+        self.request_after(retry, RequestKind::Propose, shard, (command, refs)).await
+    }
+
+    /// The nodes with a replica of a shard: the leader first, as far as that is known, then voters.
+    #[must_use]
+    pub fn nodes_of(&self, shard: ShardId) -> Vec<NodeId> {
+        self.topology.with(|cluster| cluster.nodes_of(shard))
+    }
+
+    /// Fetches what this node lacks of these objects, and of all that they need, from the nodes of a shard. The upload
+    /// holds what comes, also if not all of it does.
+    ///
+    /// # Errors
+    /// See [`FetchError`].
+    pub async fn fetch(
+        &self,
+        upload: u64,
+        shard: ShardId,
+        refs: &Refs,
+        deadline_ms: u64,
+    ) -> Result<Fetched, FetchError> {
+        self.fetch_from(upload, self.nodes_of(shard), refs, deadline_ms).await
+    }
+
+    /// The same from these nodes.
+    ///
+    /// # Errors
+    /// See [`FetchError`].
+    pub async fn fetch_from(
+        &self,
+        upload: u64,
+        nodes: Vec<NodeId>,
+        refs: &Refs,
+        deadline_ms: u64,
+    ) -> Result<Fetched, FetchError> {
+        let timeout = Duration::from_millis(deadline_ms.saturating_sub(clock::monotonic_ms()));
+        self.host.fetch(upload, refs, nodes, timeout).await
     }
 
     async fn request_after(
@@ -167,7 +222,7 @@ impl Shards {
         mut retry: RequestRetry,
         kind: RequestKind,
         shard: ShardId,
-        payload: Bytes,
+        (payload, refs): (Bytes, Refs),
     ) -> Result<ShardAnswer, ShardError> {
         if kind == RequestKind::Propose {
             retry = retry.following(self.heard.lock().after(clock::wall_ms()));
@@ -184,7 +239,8 @@ impl Shards {
                 RetryStep::GiveUp(error) => return Err(error),
             };
             let timeout_ms = u32::try_from(timeout_ms).unwrap_or(u32::MAX);
-            let request = ShardRequest { kind, shard, range_epoch, after, payload: payload.clone(), timeout_ms };
+            let (payload, refs) = (payload.clone(), refs.clone());
+            let request = ShardRequest { kind, shard, range_epoch, after, payload, refs, timeout_ms };
             let error = match self.send(node, request).await {
                 Ok(Answered { payload, clock }) => {
                     self.heard.lock().observe(clock, clock::wall_ms());
@@ -205,7 +261,7 @@ impl Shards {
 
     async fn send(&self, node: NodeId, request: ShardRequest) -> Answer {
         if node == self.topology.node() {
-            return ask_host(&self.host, request).await;
+            return ask_host(&self.host, node, request).await;
         }
         let ShardRequest { kind, shard, timeout_ms, .. } = request;
         let timeout = Duration::from_millis(timeout_ms.into());

@@ -27,7 +27,7 @@ impl WriteAnswer {
                 OperationResult::Written { old, .. }
                 | OperationResult::Deleted { old, .. }
                 | OperationResult::Skipped { old, .. },
-            ) => Reply::bulk_or_null(old),
+            ) => Reply::bulk_or_null(old.and_then(|old| old.into_inline().ok())),
             (Self::Old, OperationResult::Absent) => Reply::Null,
         }
     }
@@ -42,7 +42,7 @@ impl ReadAnswer {
     /// The reply for a found record, at `now_ms` in Unix milliseconds.
     pub(crate) fn reply(self, found: Option<Found>, now_ms: u64) -> Reply {
         match (self, found) {
-            (Self::Value, found) => Reply::bulk_or_null(found.map(|found| found.value)),
+            (Self::Value, found) => Reply::bulk_or_null(found.and_then(|found| found.value.into_inline().ok())),
             (Self::Length, found) => Reply::Integer(found.map_or(0, |found| integer(found.value_bytes))),
             (Self::Exists, found) => Reply::Integer(found.is_some().into()),
             (Self::Type, found) => type_reply(found.is_some()),
@@ -90,6 +90,9 @@ pub(crate) fn error_reply(error: &StoreError) -> Reply {
         StoreError::Unavailable { .. }
         | StoreError::DeadlineExceeded { .. }
         | StoreError::Damaged { .. }
+        | StoreError::ObjectsMissing { .. }
+        | StoreError::ObjectsUnavailable
+        | StoreError::UploadEnded
         | StoreError::Draining => Reply::error(format_args!("CLUSTERDOWN {error}")),
         StoreError::NotAnInteger => Reply::Error(NOT_AN_INTEGER.into()),
         StoreError::Overflow => Reply::Error(OVERFLOW.into()),
@@ -101,6 +104,8 @@ pub(crate) fn error_reply(error: &StoreError) -> Reply {
         | StoreError::BatchTooLarge { .. }
         | StoreError::ConditionFailed { .. }
         | StoreError::SnapshotExpired { .. }
+        | StoreError::LargeValue
+        | StoreError::WrongReference
         | StoreError::Refused(_) => Reply::error(format_args!("ERR {error}")),
     }
 }
@@ -128,7 +133,7 @@ mod tests {
     fn found(expires_at_ms: Option<u64>) -> Option<Found> {
         Some(Found {
             key: Bytes::from_static(b"k"),
-            value: Bytes::from_static(b"v"),
+            value: Bytes::from_static(b"v").into(),
             version: Timestamp(1),
             expires_at_ms,
             value_bytes: 7,
@@ -145,15 +150,20 @@ mod tests {
     fn results_of_writes_become_the_replies_of_redis() {
         use WriteAnswer::{Changed, Number, Old, Stored};
         let version = Timestamp(1);
-        let written = |old, number| OperationResult::Written { version, old, existed: true, number };
-        let skipped = |old| OperationResult::Skipped { version: None, old };
+        let written = |old: Option<Bytes>, number| OperationResult::Written {
+            version,
+            old: old.map(Into::into),
+            existed: true,
+            number,
+        };
+        let skipped = |old: Option<Bytes>| OperationResult::Skipped { version: None, old: old.map(Into::into) };
         for (answer, result, reply) in [
             (Stored, written(None, 0), Reply::OK),
             (Stored, skipped(None), Reply::Null),
             (Old, written(None, 0), Reply::Null),
             (Old, written(old(), 0), Reply::bulk_or_null(old())),
             (Old, skipped(old()), Reply::bulk_or_null(old())),
-            (Old, OperationResult::Deleted { version, old: old() }, Reply::bulk_or_null(old())),
+            (Old, OperationResult::Deleted { version, old: old().map(Into::into) }, Reply::bulk_or_null(old())),
             (Old, OperationResult::Absent, Reply::Null),
             (Changed, written(None, 0), Reply::Integer(1)),
             (Changed, OperationResult::Deleted { version, old: None }, Reply::Integer(1)),

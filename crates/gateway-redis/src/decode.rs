@@ -28,7 +28,7 @@ pub struct DecoderLimits {
 
 impl Default for DecoderLimits {
     fn default() -> Self {
-        Self { arguments_max: 1 << 20, bulk_bytes_max: (4 << 20) + (64 << 10), request_bytes_max: 16 << 20 }
+        Self { arguments_max: 1 << 20, bulk_bytes_max: (64 << 20) + (64 << 10), request_bytes_max: 66 << 20 }
     }
 }
 
@@ -115,6 +115,12 @@ impl Decoder {
     #[must_use]
     pub fn held_bytes(&self) -> usize {
         self.partial.as_ref().map_or(0, |partial| partial.taken_bytes)
+    }
+
+    /// How long the input must be for the argument that it begins with, if its length is known.
+    #[must_use]
+    pub fn awaited_bytes(&self) -> Option<usize> {
+        self.partial.as_ref()?.bulk_bytes.map(|bytes| bytes + 2)
     }
 
     /// Takes the next request from the front of `input`; `None` when more bytes are needed. Call again until

@@ -5,7 +5,7 @@
 //! in them are checked before memory is reserved.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use flotilla_api::VALUE_BYTES_MAX;
+use flotilla_api::LARGE_VALUE_BYTES_MAX as VALUE_BYTES_MAX;
 
 const STRING: u8 = 0;
 /// The version of the format that Redis 7.0 writes, and the latest one that is read.

@@ -4,14 +4,14 @@
 //! node's metadata alone, which may lag behind a write that another node acknowledged; only what can create a
 //! record creates the collection.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{net::IpAddr, ops::Range, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use flotilla_api::{CreateCollection, Sharding};
 use flotilla_gateway::{
     Admin, AdminError, AuditEntry, Consistency, Counted, Found, Page, Scan, Store, StoreError, Written,
 };
-use flotilla_kv::{Action, Condition, Operation, OperationResult, Otherwise};
+use flotilla_kv::{Action, Condition, Operation, OperationResult, Otherwise, Value};
 use flotilla_types::{ShardId, Timestamp};
 
 use crate::Database;
@@ -117,6 +117,32 @@ impl Keyspace {
         self.store.write(self.collection(), conditions, operations, deadline).await
     }
 
+    /// The longest value that a record may have.
+    pub(crate) fn value_bytes_max(&self) -> usize {
+        self.store.value_bytes_max()
+    }
+
+    /// As [`Store::part`].
+    pub(crate) async fn part(
+        &self,
+        value: &Value,
+        shard: ShardId,
+        range: Range<u64>,
+        deadline: Instant,
+    ) -> Result<Bytes, StoreError> {
+        self.store.part(value, shard, range, deadline).await
+    }
+
+    /// As [`Store::load`].
+    pub(crate) async fn load(&self, found: Vec<&mut Found>, copies: u32, deadline: Instant) -> Result<(), StoreError> {
+        self.store.load(found, copies, deadline).await
+    }
+
+    /// As [`Store::with_content`].
+    pub(crate) async fn with_content(&self, found: Found, deadline: Instant) -> Result<Option<Found>, StoreError> {
+        self.store.with_content(self.collection(), found, false, deadline).await
+    }
+
     /// As [`Store::shards_of`]; none is known while the collection does not exist.
     pub(crate) fn shards_of<'a>(
         &self,
@@ -155,7 +181,15 @@ pub(crate) async fn create(
     sharding: Sharding,
     deadline: Instant,
 ) -> Result<(), StoreError> {
-    let request = CreateCollection { name: name.to_owned(), sharding, buckets: None, shards: None, replicas: None };
+    let request = CreateCollection {
+        name: name.to_owned(),
+        sharding,
+        buckets: None,
+        shards: None,
+        replicas: None,
+        objects_from: None,
+        chunk: None,
+    };
     match admin.create_collection(request, deadline).await {
         // Another client may have created it, also with other properties.
         Ok(_) | Err(AdminError::Store(StoreError::CollectionExists(_))) => Ok(()),

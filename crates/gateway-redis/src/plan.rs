@@ -7,7 +7,7 @@ use bytes::Bytes;
 use flotilla_kv::{Action, Condition, Expiry, Operation, Otherwise};
 
 use crate::{
-    Command, Deadline, ExpireCondition, Glob, Scan, Set, SetCondition, SetExpiry, TimeUnit,
+    Command, Compute, Deadline, ExpireCondition, Glob, Scan, Set, SetCondition, SetExpiry, TimeUnit,
     window::{Access, Footprint},
 };
 
@@ -66,6 +66,11 @@ pub(crate) enum Task {
     MSet(Vec<(Bytes, Bytes)>),
     Del(Vec<Bytes>),
     Exists(Vec<Bytes>),
+    GetRange {
+        key: Bytes,
+        start: i64,
+        end: i64,
+    },
     /// A command whose writes are computed from what it reads.
     Evaluate(Command),
     Scan(Scan),
@@ -92,7 +97,7 @@ impl Plan {
             Command::GetEx { expiry: Some(_), .. } => Self::Task(Task::Evaluate(command)),
             Command::Set(set) => set_plan(set, now_ms),
             Command::SetNx { key, value } => {
-                let action = Action::Put { value, expiry: Expiry::Never, return_old: false };
+                let action = Action::Put { value: value.into(), expiry: Expiry::Never, return_old: false };
                 write(key, Some(Condition::Absent), action, WriteAnswer::Changed)
             }
             Command::GetDel(key) => write(key, None, Action::Delete { return_old: true }, WriteAnswer::Old),
@@ -113,6 +118,7 @@ impl Plan {
             },
             Command::MGet(keys) => Self::Task(Task::MGet(keys)),
             Command::MSet(pairs) => Self::Task(Task::MSet(pairs)),
+            Command::Compute(Compute::GetRange { key, start, end }) => Self::Task(Task::GetRange { key, start, end }),
             Command::Compute(_) | Command::Eval(_) => Self::Task(Task::Evaluate(command)),
             Command::Scan(scan) => Self::Task(Task::Scan(scan)),
             Command::Keys(pattern) => Self::Task(Task::Keys(pattern)),
@@ -137,6 +143,7 @@ impl Plan {
         match self {
             Self::Write(write) => Footprint::Key(write.operation.key.clone(), Access::Write),
             Self::Read(read) => Footprint::Key(read.key.clone(), Access::Read),
+            Self::Task(Task::GetRange { key, .. }) => Footprint::Key(key.clone(), Access::Read),
             Self::Task(Task::MGet(keys) | Task::Exists(keys)) => Footprint::Keys(keys.clone(), Access::Read),
             Self::Task(Task::Del(keys)) => Footprint::Keys(keys.clone(), Access::Write),
             Self::Task(Task::MSet(pairs)) => {
@@ -176,7 +183,7 @@ fn set_plan(set: Set, now_ms: u64) -> Plan {
     };
     let answer = if set.returns_old { WriteAnswer::Old } else { WriteAnswer::Stored };
     let expiry = expiry(set.expiry, now_ms);
-    write(set.key, condition, Action::Put { value: set.value, expiry, return_old: set.returns_old }, answer)
+    write(set.key, condition, Action::Put { value: set.value.into(), expiry, return_old: set.returns_old }, answer)
 }
 
 /// Sets an expiry; one in the past (`None`) removes the key.
@@ -211,7 +218,7 @@ mod tests {
     }
 
     fn put(expiry: Expiry, return_old: bool) -> Action {
-        Action::Put { value: Bytes::from_static(b"v"), expiry, return_old }
+        Action::Put { value: "v".into(), expiry, return_old }
     }
 
     #[test]

@@ -124,7 +124,12 @@ fn put_items(output: &mut BytesMut, kind: u8, items: &[Reply], protocol: Protoco
     }
 }
 
+/// Bytes of a bulk string besides its content, at most.
+const HEADER_BYTES_MAX: usize = 32;
+
 fn put_bulk(output: &mut BytesMut, bytes: &[u8]) {
+    // For all at once: the end would double a long buffer.
+    output.reserve(bytes.len() + HEADER_BYTES_MAX);
     put_number(output, b'$', bytes.len() as i64);
     output.extend_from_slice(bytes);
     output.extend_from_slice(b"\r\n");

@@ -4,12 +4,18 @@
 //! condition on the version that was found, so that a commit succeeds only if none of them was written since;
 //! a key becomes at most one operation, whatever was done to it.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
+use flotilla_api::VALUE_BYTES_MAX;
 use flotilla_gateway::Found;
-use flotilla_kv::{Action, Condition, Expiry, Operation, Otherwise};
+use flotilla_kv::{self as kv, Action, Condition, Expiry, Operation, Otherwise};
 use flotilla_types::Timestamp;
+use flotilla_values::ValueRef;
+use parking_lot::Mutex;
 
 use crate::Reply;
 
@@ -23,6 +29,10 @@ pub(crate) struct View {
     records: BTreeMap<Bytes, Entry>,
     now_ms: u64,
     work_left: usize,
+    value_bytes_max: usize,
+    /// Keys of large values whose bytes were needed and are not here. Copies share it, so that it also outlives what
+    /// was undone.
+    wanted: Arc<Mutex<BTreeSet<Bytes>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -37,6 +47,7 @@ struct Entry {
 #[derive(Debug, Clone)]
 struct Record {
     content: Content,
+    media_type: Bytes,
     expires_at_ms: Option<u64>,
 }
 
@@ -45,6 +56,8 @@ enum Content {
     /// Not loaded: only its length is known.
     Length(usize),
     Shared(Bytes),
+    /// Objects: the reference can be copied, and the bytes are not here.
+    Large(ValueRef),
     /// Changed in place, so that many changes of a long value cost one copy.
     Owned(Vec<u8>),
 }
@@ -52,7 +65,7 @@ enum Content {
 impl Content {
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Length(_) => &[],
+            Self::Length(_) | Self::Large(_) => &[],
             Self::Shared(bytes) => bytes,
             Self::Owned(bytes) => bytes,
         }
@@ -61,6 +74,7 @@ impl Content {
     fn len(&self) -> usize {
         match self {
             Self::Length(len) => *len,
+            Self::Large(value) => usize::try_from(value.bytes()).unwrap_or(usize::MAX),
             _ => self.bytes().len(),
         }
     }
@@ -85,18 +99,30 @@ pub(crate) enum TooMuch {
 
 impl View {
     /// A view of these keys as they were found, at `now_ms` in Unix milliseconds.
-    pub(crate) fn new(found: impl IntoIterator<Item = (Bytes, Option<Found>)>, values: bool, now_ms: u64) -> Self {
+    ///
+    /// No value may become longer than `value_bytes_max`.
+    pub(crate) fn new(
+        found: impl IntoIterator<Item = (Bytes, Option<Found>)>,
+        values: bool,
+        value_bytes_max: usize,
+        now_ms: u64,
+    ) -> Self {
         let entry = |found: Option<Found>| {
             let record = |found: &Found| {
                 let length = usize::try_from(found.value_bytes).unwrap_or(usize::MAX);
-                let content = if values { Content::Shared(found.value.clone()) } else { Content::Length(length) };
-                Record { content, expires_at_ms: found.expires_at_ms }
+                let content = match &found.value.content {
+                    _ if !values => Content::Length(length),
+                    kv::Content::Inline(bytes) => Content::Shared(bytes.clone()),
+                    kv::Content::Large(value) => Content::Large(value.clone()),
+                };
+                let media_type = found.value.media_type.clone();
+                Record { content, media_type, expires_at_ms: found.expires_at_ms }
             };
             let current = found.as_ref().map(record);
             Entry { found: found.map(|found| found.version), current, change: Change::None }
         };
         let records = found.into_iter().map(|(key, found)| (key, entry(found))).collect();
-        Self { records, now_ms, work_left: WORK_BYTES_MAX }
+        Self { records, now_ms, work_left: WORK_BYTES_MAX, value_bytes_max, wanted: Arc::default() }
     }
 
     pub(crate) fn now_ms(&self) -> u64 {
@@ -107,13 +133,33 @@ impl View {
         self.record(key).is_some()
     }
 
-    /// The value; empty if there is none.
+    /// The value; empty if there is none. That of a large value whose bytes are not here is empty, too, and the
+    /// evaluation is of no use: see [`wanted`](Self::wanted).
     pub(crate) fn value(&self, key: &Bytes) -> &[u8] {
+        self.want(key);
         self.record(key).map_or(&[], |record| record.content.bytes())
+    }
+
+    /// The keys of large values whose bytes were needed. If there are any, the evaluation has to be repeated on a view
+    /// that has them.
+    pub(crate) fn wanted(&self) -> BTreeSet<Bytes> {
+        self.wanted.lock().clone()
+    }
+
+    /// Whether the value is large, and its bytes are not here.
+    pub(crate) fn is_large(&self, key: &Bytes) -> bool {
+        self.record(key).is_some_and(|record| matches!(record.content, Content::Large(_)))
+    }
+
+    fn want(&self, key: &Bytes) {
+        if self.is_large(key) {
+            self.wanted.lock().insert(key.clone());
+        }
     }
 
     /// The value for a reply.
     pub(crate) fn shared_value(&self, key: &Bytes) -> Option<Bytes> {
+        self.want(key);
         self.record(key).map(|record| match &record.content {
             Content::Shared(bytes) => bytes.clone(),
             other => Bytes::copy_from_slice(other.bytes()),
@@ -138,23 +184,54 @@ impl View {
 
     /// Sets value and expiry.
     pub(crate) fn put(&mut self, key: &Bytes, value: Bytes, expires_at_ms: Option<u64>) -> Result<(), TooMuch> {
-        check_length(value.len())?;
-        self.set(key, Some(Record { content: Content::Shared(value), expires_at_ms }), Change::All);
+        self.check_length(value.len())?;
+        let record = Record { content: Content::Shared(value), media_type: Bytes::new(), expires_at_ms };
+        self.set(key, Some(record), Change::All);
         Ok(())
+    }
+
+    /// Sets the value and expiry of one key to those of another. The bytes of a large value are not needed.
+    pub(crate) fn copy(&mut self, from: &Bytes, to: &Bytes) -> Result<(), TooMuch> {
+        if !self.is_large(from) {
+            self.spend(self.value_bytes(from))?;
+        }
+        if let Some(record) = self.record(from).cloned() {
+            self.set(to, Some(record), Change::All);
+        }
+        Ok(())
+    }
+
+    /// Refuses a value above the limit.
+    pub(crate) fn check_length(&self, bytes: usize) -> Result<(), TooMuch> {
+        if bytes > self.value_bytes_max { Err(TooMuch::Value) } else { Ok(()) }
     }
 
     /// Changes the value in place, after it was made at least `length` bytes long; an absent one is created.
     /// The expiry stays.
     pub(crate) fn edit(&mut self, key: &Bytes, length: usize) -> Result<&mut Vec<u8>, TooMuch> {
-        check_length(length)?;
-        self.spend(length.saturating_sub(self.value_bytes(key)))?;
-        if let Some(Content::Shared(shared)) = self.record(key).map(|record| &record.content) {
-            let shared = shared.clone();
-            self.spend(shared.len())?;
-            let expires_at_ms = self.expires_at_ms(key);
-            self.set(key, Some(Record { content: Content::Owned(shared.to_vec()), expires_at_ms }), Change::All);
-        } else if !self.exists(key) {
-            self.set(key, Some(Record { content: Content::Owned(Vec::new()), expires_at_ms: None }), Change::All);
+        self.check_length(length)?;
+        if self.is_large(key) {
+            self.want(key);
+            return Err(TooMuch::Work);
+        }
+        let more = length.saturating_sub(self.value_bytes(key));
+        // A short request makes no more memory than that.
+        if more > VALUE_BYTES_MAX {
+            return Err(TooMuch::Work);
+        }
+        self.spend(more)?;
+        match self.record(key).cloned() {
+            Some(Record { content: Content::Shared(shared), media_type, expires_at_ms }) => {
+                self.spend(shared.len())?;
+                let content = Content::Owned(shared.to_vec());
+                self.set(key, Some(Record { content, media_type, expires_at_ms }), Change::All);
+            }
+            Some(_) => {}
+            None => {
+                let content = Content::Owned(Vec::new());
+                let record = Record { content, media_type: Bytes::new(), expires_at_ms: None };
+                self.set(key, Some(record), Change::All);
+            }
         }
         let entry = self.records.get_mut(key).ok_or(TooMuch::Work)?;
         entry.change = Change::All;
@@ -208,11 +285,13 @@ impl View {
                 (None, _, Some(_)) => Action::Delete { return_old: false },
                 (Some(record), Change::Expiry, _) => Action::Expire { expiry: expiry(record.expires_at_ms) },
                 (Some(record), Change::All, _) => {
-                    let value = match record.content {
+                    let content = match record.content {
                         Content::Length(_) => return None,
-                        Content::Shared(bytes) => bytes,
-                        Content::Owned(bytes) => bytes.into(),
+                        Content::Shared(bytes) => kv::Content::Inline(bytes),
+                        Content::Owned(bytes) => kv::Content::Inline(bytes.into()),
+                        Content::Large(value) => kv::Content::Large(value),
                     };
+                    let value = kv::Value { content, media_type: record.media_type };
                     Action::Put { value, expiry: expiry(record.expires_at_ms), return_old: false }
                 }
             };
@@ -241,11 +320,6 @@ impl From<TooMuch> for Reply {
     }
 }
 
-/// Refuses a value above the limit.
-pub(crate) fn check_length(bytes: usize) -> Result<(), TooMuch> {
-    if bytes > flotilla_api::VALUE_BYTES_MAX { Err(TooMuch::Value) } else { Ok(()) }
-}
-
 /// The condition that a record still has the version that was found.
 pub(crate) fn version_condition(found: Option<Timestamp>) -> Condition {
     found.map_or(Condition::Absent, Condition::Version)
@@ -266,7 +340,7 @@ pub(crate) mod testing {
         let key = Bytes::copy_from_slice(key.as_bytes());
         let found = Found {
             key: key.clone(),
-            value: Bytes::copy_from_slice(value),
+            value: Bytes::copy_from_slice(value).into(),
             version: Timestamp(7),
             expires_at_ms,
             value_bytes: value.len() as u64,
@@ -289,10 +363,12 @@ mod tests {
         *,
     };
 
+    use flotilla_values::{Chunking, Cutter};
+
     const NOW_MS: u64 = 1_000;
 
     fn view() -> View {
-        View::new([found("a", b"1", None), found("e", b"2", Some(5_000)), absent("n")], true, NOW_MS)
+        View::new([found("a", b"1", None), found("e", b"2", Some(5_000)), absent("n")], true, VALUE_BYTES_MAX, NOW_MS)
     }
 
     fn key(name: &'static str) -> Bytes {
@@ -320,9 +396,57 @@ mod tests {
             [
                 Action::Expire { expiry: Expiry::At(9_000) },
                 Action::Delete { return_old: false },
-                Action::Put { value, expiry: Expiry::At(9_000), return_old: false },
+                Action::Put { value: value.into(), expiry: Expiry::At(9_000), return_old: false },
             ]
         );
+    }
+
+    /// A view with a large value under `l`, without its bytes.
+    fn with_large() -> (View, ValueRef) {
+        let mut cutter = Cutter::new(Chunking::default(), u64::MAX);
+        while cutter.push(&mut &b"large"[..]).expect("no limit").is_some() {}
+        let value = cutter.finish().value;
+        let (key, mut record) = found("l", b"", Some(5_000));
+        if let Some(record) = &mut record {
+            record.value =
+                kv::Value { content: kv::Content::Large(value.clone()), media_type: Bytes::from_static(b"t/x") };
+            record.value_bytes = value.bytes();
+        }
+        (View::new([(key, record), absent("n")], true, VALUE_BYTES_MAX, NOW_MS), value)
+    }
+
+    #[test]
+    fn a_copy_of_a_large_value_needs_no_bytes_and_keeps_reference_type_and_expiry() {
+        let (mut view, value) = with_large();
+        view.copy(&key("l"), &key("n")).unwrap();
+        assert_eq!((view.value_bytes(&key("n")), view.wanted().len()), (5, 0));
+        let value = kv::Value { content: kv::Content::Large(value), media_type: Bytes::from_static(b"t/x") };
+        assert_eq!(actions(view), [Action::Put { value, expiry: Expiry::At(5_000), return_old: false }]);
+    }
+
+    #[test]
+    fn the_bytes_of_a_large_value_are_wanted_by_whoever_needs_them_also_where_that_was_undone() {
+        let uses: [fn(&mut View); 3] = [
+            |view| drop(view.value(&key("l")).to_vec()),
+            |view| drop(view.shared_value(&key("l"))),
+            |view| assert!(view.edit(&key("l"), 9).is_err()),
+        ];
+        for uses in uses {
+            let (mut view, _) = with_large();
+            let before = view.clone();
+            uses(&mut view);
+            assert_eq!(before.wanted(), BTreeSet::from([key("l")]));
+        }
+        let (mut view, _) = with_large();
+        view.expire(&key("l"), None);
+        assert!(view.remove(&key("l")) && view.wanted().is_empty());
+    }
+
+    #[test]
+    fn a_short_request_makes_no_long_value() {
+        let mut view = View::new([absent("n")], true, 16 * VALUE_BYTES_MAX, NOW_MS);
+        assert_eq!(view.edit(&key("n"), VALUE_BYTES_MAX + 1).unwrap_err(), TooMuch::Work);
+        assert!(view.edit(&key("n"), VALUE_BYTES_MAX).is_ok());
     }
 
     #[test]
@@ -347,7 +471,7 @@ mod tests {
         let mut view = view();
         view.edit(&key("e"), 3).unwrap()[2] = b'!';
         assert_eq!((view.value(&key("e")), view.expires_at_ms(&key("e"))), (&b"2\0!"[..], Some(5_000)));
-        assert_eq!(view.edit(&key("e"), flotilla_api::VALUE_BYTES_MAX + 1).unwrap_err(), TooMuch::Value);
+        assert_eq!(view.edit(&key("e"), VALUE_BYTES_MAX + 1).unwrap_err(), TooMuch::Value);
         assert_eq!(view.spend(WORK_BYTES_MAX), Err(TooMuch::Work));
     }
 }

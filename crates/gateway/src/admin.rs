@@ -7,9 +7,9 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use flotilla_api::{
-    AuthorityStatus, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection, DigestList, Event, KeyId,
-    KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationList, ScrubReport, Setting, TokenId, TokenInfo,
-    TokenReply, TokenRequest, UpgradeStatus,
+    AuthorityStatus, ChangeCollection, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection,
+    DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationList, ScrubReport, Setting,
+    TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use futures_util::future::BoxFuture;
@@ -135,6 +135,14 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Creates a collection. If it exists with the same properties, returns it.
     fn create_collection(&self, request: CreateCollection, deadline: Instant) -> AdminFuture<'_, Collection>;
+
+    /// Changes the settings of a collection.
+    fn change_collection(
+        &self,
+        name: String,
+        request: ChangeCollection,
+        deadline: Instant,
+    ) -> AdminFuture<'_, Collection>;
 
     /// Removes a collection and its records.
     fn drop_collection(&self, name: String, deadline: Instant) -> AdminFuture<'_, ()>;

@@ -6,8 +6,8 @@ use divan::{Bencher, counter::ItemsCount};
 use flotilla_kv::{Action, Command, Expiry, KvMachine, Limits, Operation, Otherwise, encode_command};
 use flotilla_storage::{ApplyContext, EngineError, StateMachine, StateReader, WriteSet, switch_command};
 use flotilla_types::{
-    Bucket, ClusterVersion, CollectionId, Epoch, KeyRange, LogIndex, RecordKey, SessionId, ShardDescriptor, ShardId,
-    Term, Timestamp,
+    Bucket, ClusterVersion, CollectionId, Epoch, KeyRange, LogIndex, RecordKey, Refs, SessionId, ShardDescriptor,
+    ShardId, Term, Timestamp,
 };
 
 /// The time of the first entry, in Unix milliseconds.
@@ -34,8 +34,13 @@ fn run(bencher: Bencher, commands: u64, version: ClusterVersion, expiry: Expiry)
         ShardDescriptor { shard: ShardId(1), range: KeyRange::all(), epoch: Epoch::default(), replicas: Vec::new() };
     let (mut machine, mut round) = (KvMachine::new(Limits::default()), 0);
     if version > ClusterVersion::FIRST {
-        let context =
-            ApplyContext { index: LogIndex(1), term: Term(1), timestamp: Timestamp::ZERO, descriptor: &descriptor };
+        let context = ApplyContext {
+            index: LogIndex(1),
+            term: Term(1),
+            timestamp: Timestamp::ZERO,
+            descriptor: &descriptor,
+            refs: &Refs::NONE,
+        };
         let switched = machine.apply(&context, &[switch_command(version)], &Empty, &mut WriteSet::new());
         assert!(switched.is_ok(), "a known version");
     }
@@ -47,7 +52,13 @@ fn run(bencher: Bencher, commands: u64, version: ClusterVersion, expiry: Expiry)
     let counted = bencher.counter(ItemsCount::new(commands));
     counted.with_inputs(&mut entry).bench_local_values(|(round, commands)| {
         let timestamp = Timestamp::from_millis(NOW_MS + round);
-        let context = ApplyContext { index: LogIndex(round), term: Term(1), timestamp, descriptor: &descriptor };
+        let context = ApplyContext {
+            index: LogIndex(round),
+            term: Term(1),
+            timestamp,
+            descriptor: &descriptor,
+            refs: &Refs::NONE,
+        };
         let mut writes = WriteSet::new();
         let outcomes = machine.apply(&context, &commands, &Empty, &mut writes).expect("valid commands");
         assert!(outcomes.len() == commands.len() && !writes.is_empty(), "every command is applied");
@@ -62,7 +73,7 @@ fn put(sequence: u64, acked_below: u64, expiry: Expiry) -> Bytes {
         key: RecordKey::new(CollectionId::DEFAULT, Bucket(0), key.as_bytes()).into_bytes(),
         condition: None,
         otherwise: Otherwise::Refuse,
-        action: Action::Put { value: Bytes::from(vec![7; 256]), expiry, return_old: false },
+        action: Action::Put { value: Bytes::from(vec![7; 256]).into(), expiry, return_old: false },
     };
     encode_command(&Command {
         session: SessionId(1),

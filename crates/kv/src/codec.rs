@@ -10,9 +10,10 @@
 mod command;
 mod outcome;
 mod query;
+mod value;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use flotilla_types::VersionRange;
+use flotilla_types::{ClusterVersion, VersionRange};
 use prost::{
     Message,
     encoding::{DecodeContext, decode_key, skip_field},
@@ -26,6 +27,10 @@ pub use query::{decode_answer, decode_query, encode_answer, encode_query, encode
 /// The format of all messages but the switch of a machine to a later version, and that of a system state
 /// after a switch.
 pub const FORMAT_VERSION: u8 = 1;
+
+/// The format of a command that writes values which are large or have a media type: the same message, with fields that
+/// earlier binaries do not know.
+pub(crate) const EXTENDED_VERSION: u8 = ClusterVersion::VALUE_REFS.0 as u8;
 
 /// The highest version byte that will ever be used. Higher ones are malformed rather than newer, and need not
 /// stop a replica.
@@ -71,8 +76,13 @@ pub(crate) fn seal_at(version: u8, message: &impl Message) -> Bytes {
 }
 
 /// Checks the version and decodes the message; errors name `what`.
-pub(crate) fn unseal<M: Message + Default>(what: &'static str, mut bytes: Bytes) -> Result<M, DecodeError> {
+pub(crate) fn unseal<M: Message + Default>(what: &'static str, bytes: Bytes) -> Result<M, DecodeError> {
     check_version(what, bytes.first().copied())?;
+    unseal_message(what, bytes)
+}
+
+/// The message after the version byte.
+fn unseal_message<M: Message + Default>(what: &'static str, mut bytes: Bytes) -> Result<M, DecodeError> {
     bytes.advance(1);
     bound_elements(what, &bytes)?;
     M::decode(bytes).map_err(|_| DecodeError::Malformed(what))
@@ -119,7 +129,8 @@ mod tests {
         assert_eq!(decode(b"\x02"), Err(DecodeError::Malformed("command")), "version 2 has only the switch");
         assert_eq!(decode(b"\x03"), Err(DecodeError::Malformed("command")), "so has version 3");
         assert_eq!(decode(b"\x04"), Err(DecodeError::Malformed("command")), "and version 4");
-        assert_eq!(decode(b"\x05"), Err(DecodeError::Version { found: 5, known: 4 }));
+        assert_eq!(decode(b"\x05"), Err(DecodeError::Malformed("command")), "version 5 has extended values");
+        assert_eq!(decode(b"\x06"), Err(DecodeError::Version { found: 6, known: 5 }));
         assert_eq!(decode(b"\xff"), Err(DecodeError::Malformed("command")));
     }
 

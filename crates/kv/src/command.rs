@@ -3,9 +3,9 @@
 //! Keys are always whole record keys. Encodings are in `codec`, limits in [`crate::Limits`].
 
 use bytes::Bytes;
-use flotilla_types::{KeyRange, SessionId, Timestamp};
+use flotilla_types::{KeyRange, Refs, SessionId, Timestamp};
 
-use crate::OUTCOME_BYTES_MAX;
+use crate::{OUTCOME_BYTES_MAX, Value};
 
 /// A set of atomic writes, with the session data that makes retries idempotent.
 ///
@@ -45,6 +45,24 @@ impl Command {
             operations: Vec::new(),
         }
     }
+
+    /// The objects of the values that it writes: what its entry refers to.
+    #[must_use]
+    pub fn refs(&self) -> Refs {
+        let value = |operation: &Operation| match &operation.action {
+            Action::Put { value, .. } => value.refs(),
+            _ => Refs::NONE,
+        };
+        let refs: Vec<_> = self.operations.iter().map(value).filter(|refs| !refs.is_empty()).collect();
+        refs.iter().flat_map(|refs| refs.iter().copied()).collect()
+    }
+
+    /// Whether it needs [`flotilla_types::ClusterVersion::VALUE_REFS`].
+    #[must_use]
+    pub fn is_extended(&self) -> bool {
+        let is_extended = |action: &Action| matches!(action, Action::Put { value, .. } if value.is_extended());
+        self.operations.iter().any(|operation| is_extended(&operation.action))
+    }
 }
 
 /// One write to one record.
@@ -65,7 +83,7 @@ impl Operation {
     #[must_use]
     pub fn payload_bytes(&self) -> usize {
         let written = match &self.action {
-            Action::Put { value, .. } => value.len(),
+            Action::Put { value, .. } => value.stored_bytes(),
             Action::Append { bytes } => bytes.len(),
             Action::Delete { .. } | Action::Add { .. } | Action::Expire { .. } => 0,
         };
@@ -114,7 +132,7 @@ pub enum Action {
     /// Store the value.
     Put {
         /// The new value.
-        value: Bytes,
+        value: Value,
         /// The new expiry.
         expiry: Expiry,
         /// Whether the result carries the old value.
@@ -125,12 +143,14 @@ pub enum Action {
         /// Whether the result carries the old value.
         return_old: bool,
     },
-    /// Add to the value, a decimal 64-bit integer (0 if absent), and store the sum as text; the expiry stays.
+    /// Add to the value, a decimal 64-bit integer (0 if absent), and store the sum as text; expiry and
+    /// media type stay.
     Add {
         /// The summand; may be negative.
         delta: i64,
     },
-    /// Append bytes to the value (empty if absent); the expiry stays.
+    /// Append bytes to the value (empty if absent); expiry and media type stay. [`Refusal::NeedsContent`] if it is
+    /// large.
     Append {
         /// The bytes to append.
         bytes: Bytes,
@@ -163,7 +183,7 @@ pub enum OperationResult {
         /// The record's new version.
         version: Timestamp,
         /// The old value, if requested and present.
-        old: Option<Bytes>,
+        old: Option<Value>,
         /// Whether the record existed before.
         existed: bool,
         /// The value after [`Action::Add`]; the length after [`Action::Append`]; 1 after an
@@ -175,7 +195,7 @@ pub enum OperationResult {
         /// The version that was removed.
         version: Timestamp,
         /// The old value, if requested.
-        old: Option<Bytes>,
+        old: Option<Value>,
     },
     /// There was no record to delete or to change.
     Absent,
@@ -184,7 +204,7 @@ pub enum OperationResult {
         /// The version found, if the record exists.
         version: Option<Timestamp>,
         /// The value found, if `return_old` was set.
-        old: Option<Bytes>,
+        old: Option<Value>,
     },
 }
 
@@ -233,6 +253,13 @@ pub enum Refusal {
     /// was written or remembered: the same command may be retried later.
     #[error("the session has too many unacknowledged commands")]
     SessionFull,
+    /// An append to a large value, whose bytes are not in the record. Read it, and put the whole new value under
+    /// [`Condition::Version`].
+    #[error("the value is large: read it, and put the whole new value")]
+    NeedsContent,
+    /// The command refers to objects that its entry does not name. Nothing was written.
+    #[error("the entry does not name the objects of a value")]
+    UnnamedObjects,
     /// The command does not parse. Nothing was written.
     #[error("the command does not parse")]
     Malformed,
@@ -249,7 +276,9 @@ impl Refusal {
             | Self::NotAnInteger
             | Self::Overflow
             | Self::TooLarge { .. }
-            | Self::TooManyOperations { .. } => true,
+            | Self::TooManyOperations { .. }
+            | Self::NeedsContent
+            | Self::UnnamedObjects => true,
             // A command that does not parse is refused before its session is known.
             Self::WrongShard | Self::Expired { .. } | Self::OutcomeForgotten | Self::SessionFull | Self::Malformed => {
                 false
@@ -307,7 +336,7 @@ pub struct Record {
     /// The whole record key.
     pub key: Bytes,
     /// The value; empty if values were not requested.
-    pub value: Bytes,
+    pub value: Value,
     /// The version.
     pub version: Timestamp,
     /// The expiry in Unix milliseconds, if there is one.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use flotilla_hostile::{Proportion, attack, extreme_u64, mutated};
 use flotilla_storage::{MachineError, StateMachine, WriteSet};
-use flotilla_types::{ClusterVersion, KeyRange, SessionId, Timestamp};
+use flotilla_types::{ClusterVersion, KeyRange, Refs, SessionId, Timestamp};
 use proptest::{collection::vec, option, prelude::*};
 
 use crate::{
@@ -42,10 +42,10 @@ fn query() -> impl Strategy<Value = Query> {
 
 fn answer() -> impl Strategy<Value = Answer> {
     let record = || {
-        (bytes(), bytes(), extreme_u64(), option::of(extreme_u64()), extreme_u64()).prop_map(
+        (bytes(), testing::value(), extreme_u64(), option::of(extreme_u64()), extreme_u64()).prop_map(
             |(key, value, version, expires_at_ms, value_bytes)| Record {
                 key,
-                value,
+                value: value.into(),
                 version: Timestamp(version),
                 expires_at_ms,
                 value_bytes,
@@ -108,7 +108,7 @@ fn the_machine_handles_hostile_commands_and_queries() {
         let mut replica = Replica::default();
         for (index, (at_ms, commands)) in (1..).zip(entries) {
             let commands: Vec<_> = commands.into_iter().map(Bytes::from).collect();
-            let context = Replica::context(&replica.descriptor, index, at_ms);
+            let context = Replica::context(&replica.descriptor, index, at_ms, &Refs::NONE);
             let mut writes = WriteSet::new();
             match replica.machine.apply(&context, &commands, &replica.records, &mut writes) {
                 Ok(outcomes) => {
@@ -164,7 +164,7 @@ fn hostile_system_states_are_refused_or_round_trip() {
         if machine.restore(&bytes, &testing::Records::default()).is_ok() {
             let _ = machine.system();
             let descriptor = Replica::default().descriptor;
-            let context = Replica::context(&descriptor, 1, 60);
+            let context = Replica::context(&descriptor, 1, 60, &Refs::NONE);
             let put = [encode_command(&testing::put_expiring("k", "v", 70))];
             let _ = machine.apply(&context, &put, &testing::Records::default(), &mut WriteSet::new());
         }
@@ -191,7 +191,7 @@ fn hostile_places_are_refused_or_move_the_machine_on() {
         let version = ClusterVersion::EXPIRY_RECORDS;
         let system = System { version, clock: Timestamp::ZERO, records: count, bytes: count, expiries };
         replica.machine.restore(&system.encode(&Sessions::default()), &replica.records).expect("it reads no record");
-        let context = Replica::context(&replica.descriptor, 1, 60);
+        let context = Replica::context(&replica.descriptor, 1, 60, &Refs::NONE);
         let query = encode_query(&crate::Query::Count { range: replica.descriptor.range.clone() });
         let _ = replica.machine.read(&replica.read_context(60), &query, &replica.records);
         let applied = replica.machine.apply(&context, &[], &replica.records, &mut WriteSet::new());
@@ -201,9 +201,10 @@ fn hostile_places_are_refused_or_move_the_machine_on() {
 
 #[test]
 fn hostile_records_decode_within_proportional_memory() {
-    let valid = (any::<u64>(), option::of(any::<u64>()), bytes()).prop_map(|(version, expires_at_ms, value)| {
-        StoredRecord { version: Timestamp(version), expires_at_ms, value }.encode()
-    });
+    let valid =
+        (any::<u64>(), option::of(any::<u64>()), testing::value()).prop_map(|(version, expires_at_ms, value)| {
+            StoredRecord { version: Timestamp(version), expires_at_ms, value }.encode()
+        });
     attack(300, mutated(valid), |bytes| {
         let bytes = Bytes::from(bytes);
         if let Ok(record) = Proportion::DEFAULT.of(bytes.len(), || StoredRecord::decode(bytes.clone())) {

@@ -17,6 +17,7 @@ mod session;
 mod stats;
 mod system;
 mod transaction;
+mod value;
 mod verify;
 
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use limits::{Limits, LimitsError};
 pub use machine::KvMachine;
 pub use session::{OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES};
 pub use transaction::parse_integer;
+pub use value::{Content, MEDIA_TYPE_BYTES_MAX, Value};
 pub use verify::{Verified, verify};
 
 #[doc = include_str!("../README.md")]

@@ -13,6 +13,8 @@ pub struct Limits {
     /// Bytes of a value, also after an append. At least 1; one value must fit into a log entry and a peer's
     /// frame.
     pub value_bytes_max: u32,
+    /// Bytes of a large value, whose bytes are objects. At least `value_bytes_max`.
+    pub large_value_bytes_max: u32,
     /// Operations of a command, and likewise conditions. At least 1; a command is applied without
     /// interruption.
     pub operations_max: u32,
@@ -65,6 +67,7 @@ impl Default for Limits {
         Self {
             key_bytes_max: 4 << 10,
             value_bytes_max: 4 << 20,
+            large_value_bytes_max: 64 << 20,
             operations_max: 1_024,
             sessions_max: 4_096,
             outcomes_per_session_max: 4_096,
@@ -92,6 +95,7 @@ impl Limits {
         for (field, value, max) in [
             ("key_bytes_max", self.key_bytes_max, 65_536),
             ("value_bytes_max", self.value_bytes_max, u32::MAX),
+            ("large_value_bytes_max", self.large_value_bytes_max, 1 << 30),
             ("operations_max", self.operations_max, crate::ELEMENTS_MAX / 4),
             ("sessions_max", self.sessions_max, u32::MAX),
             ("outcomes_per_session_max", self.outcomes_per_session_max, u32::MAX),
@@ -111,6 +115,7 @@ impl Limits {
         for (field, value, other, least) in [
             ("outcomes_max", self.outcomes_max, "outcomes_per_session_max", self.outcomes_per_session_max),
             ("answer_bytes_max", self.answer_bytes_max, "value_bytes_max", self.value_bytes_max),
+            ("large_value_bytes_max", self.large_value_bytes_max, "value_bytes_max", self.value_bytes_max),
             ("scan_examined_max", self.scan_examined_max, "scan_items_max", self.scan_items_max),
         ] {
             if value < least {

@@ -91,7 +91,7 @@ impl KvMachine {
     /// Applies one command and returns its encoded outcome.
     fn command(
         &mut self,
-        range: &KeyRange,
+        context: &ApplyContext<'_>,
         version: Timestamp,
         command: Command,
         overlay: &mut Overlay<'_>,
@@ -113,7 +113,8 @@ impl KvMachine {
                 Admission::Refuse(refusal) => return refuse(refusal),
             }
         }
-        let scope = Scope { limits: &self.limits, range, now_ms: self.clock.millis(), version };
+        let (range, refs) = (&context.descriptor.range, context.refs);
+        let scope = Scope { limits: &self.limits, range, now_ms: self.clock.millis(), version, refs };
         let outcome = match execute(scope, command, overlay, &mut self.stats) {
             Ok(results) => Outcome::Done { results, timestamp: version },
             // Not remembered: the sender routes again, and a merge may bring the key into this shard in the
@@ -186,7 +187,7 @@ impl StateMachine for KvMachine {
         for (ordinal, command) in (0..).zip(commands) {
             let version = context.timestamp.plus(ordinal);
             outcomes.push(match command {
-                Request::Command(command) => self.command(&context.descriptor.range, version, command, &mut overlay)?,
+                Request::Command(command) => self.command(context, version, command, &mut overlay)?,
                 Request::Switch(to) => {
                     self.switch(to);
                     encode_outcome(&Outcome::Done { results: Vec::new(), timestamp: version })

@@ -11,8 +11,8 @@ use flotilla_types::{KeyRange, SessionId, Timestamp};
 use proptest::prelude::*;
 
 use crate::{
-    Action, Answer, Command, Condition, Expiry, Operation, OperationResult, Otherwise, Outcome, Query, Refusal,
-    decode_answer, encode_command, encode_outcome, encode_query,
+    Action, Answer, Command, Condition, Content, Expiry, Operation, OperationResult, Otherwise, Outcome, Query,
+    Refusal, decode_answer, encode_command, encode_outcome, encode_query,
     testing::{self, Replica, command, key, put_expiring},
 };
 
@@ -20,7 +20,7 @@ use crate::{
 struct ModelRecord {
     version: Timestamp,
     expires: Option<u64>,
-    value: Vec<u8>,
+    value: crate::Value,
 }
 
 #[derive(Debug, Default)]
@@ -114,7 +114,7 @@ impl Model {
     ) -> Result<OperationResult, Refusal> {
         let held = records.get(&operation.key).cloned();
         let found = held.as_ref().map(|held| held.version);
-        let old = |wanted: bool| held.clone().filter(|_| wanted).map(|held| Bytes::from(held.value));
+        let old = |wanted: bool| held.clone().filter(|_| wanted).map(|held| held.value);
         if operation.condition.is_some_and(|condition| !Self::holds(condition, found)) {
             let wanted = match operation.action {
                 Action::Put { return_old, .. } | Action::Delete { return_old } => return_old,
@@ -132,8 +132,9 @@ impl Model {
             Expiry::At(at_ms) => Some(at_ms),
         };
         let before = held.as_ref().map(|held| held.value.clone()).unwrap_or_default();
+        let same_type = |bytes: Vec<u8>| crate::Value { content: Content::Inline(bytes.into()), ..before.clone() };
         let (value, expires, old, result) = match &operation.action {
-            Action::Put { value, expiry, return_old } => (value.to_vec(), expires(*expiry), old(*return_old), 0),
+            Action::Put { value, expiry, return_old } => (value.clone(), expires(*expiry), old(*return_old), 0),
             Action::Delete { return_old } => {
                 return Ok(match records.remove(&operation.key) {
                     Some(held) => OperationResult::Deleted { version: held.version, old: old(*return_old) },
@@ -141,18 +142,19 @@ impl Model {
                 });
             }
             Action::Add { delta } => {
-                let text = String::from_utf8(before).map_err(|_| Refusal::NotAnInteger)?;
+                let bytes = before.inline().ok_or(Refusal::NotAnInteger)?.to_vec();
+                let text = String::from_utf8(bytes).map_err(|_| Refusal::NotAnInteger)?;
                 let number = if held.is_none() { 0 } else { text.parse::<i64>().map_err(|_| Refusal::NotAnInteger)? };
                 if held.is_some() && number.to_string() != text {
                     return Err(Refusal::NotAnInteger);
                 }
                 let sum = number.checked_add(*delta).ok_or(Refusal::Overflow)?;
-                (sum.to_string().into_bytes(), kept, None, sum)
+                (same_type(sum.to_string().into_bytes()), kept, None, sum)
             }
             Action::Append { bytes } => {
-                let value = [before, bytes.to_vec()].concat();
+                let value = [before.inline().ok_or(Refusal::NeedsContent)?.to_vec(), bytes.to_vec()].concat();
                 let length = value.len() as i64;
-                (value, kept, None, length)
+                (same_type(value), kept, None, length)
             }
             Action::Expire { .. } if held.is_none() => return Ok(OperationResult::Absent),
             Action::Expire { expiry } => (before, expires(*expiry), None, kept.is_some().into()),
@@ -257,9 +259,9 @@ proptest! {
             prop_assert_eq!(outcomes, expected);
             let live = model.records.iter().filter(|(_, held)| held.expires.is_none_or(|at_ms| at_ms > model.now_ms));
             let mut live: Vec<_> = live.map(|(key, held)| (key.clone(), held.version, held.expires, held.value.clone())).collect();
-            live.sort();
+            live.sort_by(|(one, ..), (other, ..)| one.cmp(other));
             let Answer::Page { records, next: None } = replica.scan(model.now_ms) else { panic!("no page") };
-            let bytes = live.iter().map(|(key, _, _, value)| (key.len() + value.len()) as u64).sum::<u64>();
+            let bytes = live.iter().map(|(key, _, _, value)| key.len() as u64 + value.bytes()).sum::<u64>();
             let expiries: Vec<_> = live.iter().filter_map(|(_, _, expires, _)| *expires).collect();
             let expiring = expiries.len() as u64;
             let mean_expiry_ms = expiries.iter().sum::<u64>().checked_div(expiring).unwrap_or(0);
@@ -269,7 +271,7 @@ proptest! {
             );
             let records: Vec<_> = records
                 .into_iter()
-                .map(|record| (record.key, record.version, record.expires_at_ms, record.value.to_vec()))
+                .map(|record| (record.key, record.version, record.expires_at_ms, record.value))
                 .collect();
             prop_assert_eq!(records, live);
         }

@@ -11,7 +11,7 @@ use flotilla_storage::{EngineError, MachineError, ReadContext, ScanBounds, State
 use flotilla_types::{KeyRange, RecordKey};
 
 use crate::{
-    Answer, Limits, Query, Record,
+    Answer, Limits, Query, Record, Value,
     record::StoredRecord,
     stats::{Counts, Live, mean},
 };
@@ -105,7 +105,7 @@ impl Reading<'_> {
             match self.visibility(stored)? {
                 Visibility::Live(record) => {
                     let record = to_record(key, record, values);
-                    bytes += record.value.len();
+                    bytes += record.value.stored_bytes();
                     if bytes > self.limits.answer_bytes_max as usize {
                         return Ok(Answer::TooLarge);
                     }
@@ -148,7 +148,7 @@ impl Reading<'_> {
             match self.visibility(stored)? {
                 Visibility::Live(record) => {
                     let record = to_record(key, record, values);
-                    bytes += record.key.len() + record.value.len();
+                    bytes += record.key.len() + record.value.stored_bytes();
                     records.push(record);
                 }
                 Visibility::Expired => {}
@@ -189,7 +189,7 @@ impl Reading<'_> {
                         expiring += 1;
                         expiries_ms += u128::from(at_ms);
                     }
-                    bytes += (key.len() + record.value.len()) as u64;
+                    bytes += key.len() as u64 + record.value.bytes();
                 }
                 Visibility::Expired => {}
                 Visibility::ClockDependent => return Ok(Answer::ClockAdvanceNeeded),
@@ -222,8 +222,8 @@ fn covers(outer: &KeyRange, inner: &KeyRange) -> bool {
 fn to_record(key: Bytes, record: StoredRecord, values: bool) -> Record {
     Record {
         key,
-        value_bytes: record.value.len() as u64,
-        value: if values { record.value } else { Bytes::new() },
+        value_bytes: record.value.bytes(),
+        value: if values { record.value } else { Value::default() },
         version: record.version,
         expires_at_ms: record.expires_at_ms,
     }

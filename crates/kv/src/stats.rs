@@ -15,14 +15,14 @@ use crate::{
 /// The share of one stored record in the statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Footprint {
-    /// Bytes of the whole record key and the value.
+    /// Bytes of the whole record key and the whole value.
     pub(crate) bytes: u64,
     pub(crate) expires_at_ms: Option<u64>,
 }
 
 impl Footprint {
     pub(crate) fn of(key: &[u8], record: &StoredRecord) -> Self {
-        Self { bytes: (key.len() + record.value.len()) as u64, expires_at_ms: record.expires_at_ms }
+        Self { bytes: key.len() as u64 + record.value.bytes(), expires_at_ms: record.expires_at_ms }
     }
 }
 

@@ -7,14 +7,15 @@ use flotilla_storage::{
     ApplyContext, EngineError, MachineError, ReadContext, StateMachine, StateReader, WriteSet, switch_command,
 };
 use flotilla_types::{
-    Bucket, ClusterVersion, CollectionId, Epoch, KeyRange, LogIndex, RecordKey, SessionId, ShardDescriptor, ShardId,
-    Term, Timestamp,
+    Bucket, ClusterVersion, CollectionId, Epoch, KeyRange, LogIndex, RecordKey, Refs, SessionId, ShardDescriptor,
+    ShardId, Term, Timestamp,
 };
+use flotilla_values::{Chunking, Cutter, ValueRef};
 use proptest::prelude::*;
 
 use crate::{
-    Action, Answer, Command, Condition, Expiry, KvMachine, Limits, Operation, OperationResult, Otherwise, Outcome,
-    Query, decode_answer, decode_outcome, encode_command, encode_query, verify,
+    Action, Answer, Command, Condition, Content, Expiry, KvMachine, Limits, Operation, OperationResult, Otherwise,
+    Outcome, Query, decode_answer, decode_command, decode_outcome, encode_command, encode_query, verify,
 };
 
 /// Records in a map.
@@ -76,8 +77,14 @@ impl Replica {
         Self { machine: KvMachine::new(limits), records: Records::default(), descriptor, index: 0 }
     }
 
-    pub(crate) fn context(descriptor: &ShardDescriptor, index: u64, at_ms: u64) -> ApplyContext<'_> {
-        ApplyContext { index: LogIndex(index), term: Term(1), timestamp: Timestamp::from_millis(at_ms), descriptor }
+    pub(crate) fn context<'a>(
+        descriptor: &'a ShardDescriptor,
+        index: u64,
+        at_ms: u64,
+        refs: &'a Refs,
+    ) -> ApplyContext<'a> {
+        let timestamp = Timestamp::from_millis(at_ms);
+        ApplyContext { index: LogIndex(index), term: Term(1), timestamp, descriptor, refs }
     }
 
     pub(crate) fn read_context(&self, now_ms: u64) -> ReadContext<'_> {
@@ -90,11 +97,24 @@ impl Replica {
         self.apply_reading(at_ms, &commands, &self.records.clone())
     }
 
-    /// Applies one entry of encoded commands, which reads through this reader.
+    /// Applies one entry of encoded commands, which reads through this reader. The entry names what they refer to.
     pub(crate) fn apply_reading(&mut self, at_ms: u64, commands: &[Bytes], reader: &dyn StateReader) -> Vec<Outcome> {
+        let refs = commands.iter().filter_map(|command| Some(decode_command(command.clone()).ok()?.refs()));
+        let refs = refs.collect::<Vec<_>>().iter().flat_map(|refs| refs.iter().copied()).collect();
+        self.apply_naming(at_ms, commands, reader, &refs)
+    }
+
+    /// Applies one entry that names these objects.
+    pub(crate) fn apply_naming(
+        &mut self,
+        at_ms: u64,
+        commands: &[Bytes],
+        reader: &dyn StateReader,
+        refs: &Refs,
+    ) -> Vec<Outcome> {
         let mut writes = WriteSet::new();
         self.index += 1;
-        let context = Self::context(&self.descriptor, self.index, at_ms);
+        let context = Self::context(&self.descriptor, self.index, at_ms, refs);
         let outcomes = self.machine.apply(&context, commands, reader, &mut writes).unwrap();
         self.records.write(writes);
         outcomes.into_iter().map(|outcome| decode_outcome(outcome).unwrap()).collect()
@@ -103,7 +123,7 @@ impl Replica {
     /// Applies an entry that switches to a version.
     pub(crate) fn switch(&mut self, at_ms: u64, version: u32) -> Result<Outcome, MachineError> {
         self.index += 1;
-        let context = Self::context(&self.descriptor, self.index, at_ms);
+        let context = Self::context(&self.descriptor, self.index, at_ms, &Refs::NONE);
         let (command, mut writes) = (switch_command(ClusterVersion(version)), WriteSet::new());
         let outcomes = self.machine.apply(&context, &[command], &self.records, &mut writes)?;
         self.records.write(writes);
@@ -151,7 +171,7 @@ impl Replica {
     pub(crate) fn value(&self, name: &str) -> Option<String> {
         let query = Query::Get { keys: vec![key(name)], values: true };
         let Answer::Records(mut found) = self.read(0, &query) else { panic!("no records") };
-        found.remove(0).map(|record| String::from_utf8(record.value.to_vec()).unwrap())
+        found.remove(0).map(|record| String::from_utf8(record.value.inline().unwrap().to_vec()).unwrap())
     }
 }
 
@@ -177,7 +197,7 @@ pub(crate) fn put_expiring(name: &str, value: &str, at_ms: u64) -> Command {
 
 fn put_with(name: &str, value: &str, expiry: Expiry) -> Command {
     let value = Bytes::copy_from_slice(value.as_bytes());
-    let action = Action::Put { value, expiry, return_old: false };
+    let action = Action::Put { value: value.into(), expiry, return_old: false };
     Command { operations: vec![operation(name, action)], ..Command::empty() }
 }
 
@@ -200,6 +220,26 @@ fn some_value() -> impl Strategy<Value = Bytes> {
     prop_oneof!["[0-9]{1,3}", "[a-z]{0,80}"].prop_map(|text| Bytes::from(text.into_bytes()))
 }
 
+/// The reference of a large value of so many KB: of chunks, or of lists of them from 200 on.
+pub(crate) fn large(chunks: usize) -> ValueRef {
+    let chunking = Chunking::new(1 << 10, 2 << 10, 4 << 10).unwrap();
+    let bytes: Vec<u8> = (0..chunks as u32 * 250).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let (mut cutter, mut rest) = (Cutter::new(chunking, 1 << 20), &bytes[..]);
+    while cutter.push(&mut rest).unwrap().is_some() {}
+    cutter.finish().value
+}
+
+/// Any value.
+pub(crate) fn value() -> impl Strategy<Value = crate::Value> {
+    let large = prop_oneof![Just(1), Just(9), Just(200)].prop_map(|chunks| Content::Large(large(chunks)));
+    let content = prop_oneof![4 => some_value().prop_map(Content::Inline), 1 => large];
+    let media_type = prop_oneof![3 => Just(""), 1 => Just("text/plain"), 1 => Just("image/png")];
+    (content, media_type).prop_map(|(content, media_type)| crate::Value {
+        content,
+        media_type: Bytes::from_static(media_type.as_bytes()),
+    })
+}
+
 fn condition() -> impl Strategy<Value = Condition> {
     prop_oneof![
         Just(Condition::Absent),
@@ -214,7 +254,7 @@ fn expiry() -> impl Strategy<Value = Expiry> {
 
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
-        3 => (some_value(), expiry(), any::<bool>())
+        3 => (value(), expiry(), any::<bool>())
             .prop_map(|(value, expiry, return_old)| Action::Put { value, expiry, return_old }),
         1 => any::<bool>().prop_map(|return_old| Action::Delete { return_old }),
         1 => prop_oneof![-5..5i64, Just(i64::MAX)].prop_map(|delta| Action::Add { delta }),

@@ -6,12 +6,13 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use flotilla_storage::{EngineError, MachineError, Overlay};
-use flotilla_types::{KeyRange, RecordKey, Timestamp};
+use flotilla_types::{KeyRange, RecordKey, Refs, Timestamp};
 
 use crate::{
-    Action, Command, Condition, Expiry, Limits, Operation, OperationResult, Otherwise, Refusal,
+    Action, Command, Condition, Content, Expiry, Limits, MEDIA_TYPE_BYTES_MAX, Operation, OperationResult, Otherwise,
+    Refusal, Value,
     record::StoredRecord,
     stats::{Footprint, RecordStats},
 };
@@ -25,6 +26,8 @@ pub(crate) struct Scope<'a> {
     pub(crate) now_ms: u64,
     /// The command's timestamp.
     pub(crate) version: Timestamp,
+    /// The objects that the command's entry names.
+    pub(crate) refs: &'a Refs,
 }
 
 /// Why a command has no effect.
@@ -96,8 +99,10 @@ fn check(scope: Scope<'_>, command: &Command) -> Result<(), Refusal> {
         outside |= !scope.range.contains(key) || !users.contains(key);
     }
     for operation in &command.operations {
-        if let Action::Put { value: bytes, .. } | Action::Append { bytes } = &operation.action {
-            check_value(scope, bytes.len())?;
+        match &operation.action {
+            Action::Put { value, .. } => check_put(scope, value)?,
+            Action::Append { bytes } => check_value(scope, bytes.len())?,
+            Action::Delete { .. } | Action::Add { .. } | Action::Expire { .. } => {}
         }
     }
     if outside { Err(Refusal::WrongShard) } else { Ok(()) }
@@ -108,6 +113,24 @@ fn check_value(scope: Scope<'_>, bytes: usize) -> Result<(), Refusal> {
         return Err(Refusal::TooLarge { limit_bytes: scope.limits.value_bytes_max.into() });
     }
     Ok(())
+}
+
+fn check_put(scope: Scope<'_>, value: &Value) -> Result<(), Refusal> {
+    if value.media_type.len() > MEDIA_TYPE_BYTES_MAX {
+        return Err(Refusal::TooLarge { limit_bytes: MEDIA_TYPE_BYTES_MAX as u64 });
+    }
+    match &value.content {
+        Content::Inline(bytes) => check_value(scope, bytes.len()),
+        Content::Large(_) => {
+            let limit_bytes = u64::from(scope.limits.large_value_bytes_max);
+            if value.bytes() > limit_bytes {
+                return Err(Refusal::TooLarge { limit_bytes });
+            }
+            // Else replicas might not have them.
+            let is_named = |reference| scope.refs.binary_search(reference).is_ok();
+            if value.refs().iter().all(is_named) { Ok(()) } else { Err(Refusal::UnnamedObjects) }
+        }
+    }
 }
 
 fn version_of(record: Option<&StoredRecord>) -> Option<Timestamp> {
@@ -133,7 +156,7 @@ struct Staged {
 
 impl Staged {
     /// Sets the record, or removes it if its expiry is already due.
-    fn set(&mut self, scope: Scope<'_>, value: Bytes, expires_at_ms: Option<u64>) {
+    fn set(&mut self, scope: Scope<'_>, value: Value, expires_at_ms: Option<u64>) {
         let record = StoredRecord { version: scope.version, expires_at_ms, value };
         self.current = (!record.is_due(scope.now_ms)).then_some(record);
         self.changed = true;
@@ -163,10 +186,10 @@ impl OldValues {
         scope: Scope<'_>,
         requested: bool,
         found: Option<&StoredRecord>,
-    ) -> Result<Option<Bytes>, Refusal> {
+    ) -> Result<Option<Value>, Refusal> {
         let Some(record) = found.filter(|_| requested) else { return Ok(None) };
         let limit_bytes = scope.limits.answer_bytes_max;
-        self.0 += record.value.len();
+        self.0 += record.value.stored_bytes();
         if self.0 > limit_bytes as usize {
             return Err(Refusal::TooLarge { limit_bytes: limit_bytes.into() });
         }
@@ -232,23 +255,27 @@ impl Transaction<'_, '_> {
                 Ok(OperationResult::Deleted { version, old })
             }
             Action::Add { delta } => {
-                let before = found.map_or(Some(0), |record| parse_integer(&record.value));
+                let before = found.map_or(Some(0), |record| parse_integer(record.value.inline()?));
                 let sum = before.ok_or(Refusal::NotAnInteger)?.checked_add(delta).ok_or(Refusal::Overflow)?;
                 let text = sum.to_string().into_bytes();
                 check_value(scope, text.len())?;
                 let expires_at_ms = resolve(Expiry::Keep, found);
-                staged.set(scope, text.into(), expires_at_ms);
+                staged.set(scope, changed(found, text.into()), expires_at_ms);
                 Ok(written(None, sum))
             }
             Action::Append { bytes } => {
-                let before = found.map_or(&[][..], |record| &record.value);
+                let before = match found.map(|record| &record.value.content) {
+                    None => &[][..],
+                    Some(Content::Inline(bytes)) => bytes,
+                    Some(Content::Large(_)) => return Err(Refusal::NeedsContent.into()),
+                };
                 check_value(scope, before.len().saturating_add(bytes.len()))?;
                 let mut value = BytesMut::with_capacity(before.len() + bytes.len());
-                value.extend_from_slice(before);
-                value.extend_from_slice(&bytes);
+                value.put_slice(before);
+                value.put_slice(&bytes);
                 let length = value.len() as i64;
                 let expires_at_ms = resolve(Expiry::Keep, found);
-                staged.set(scope, value.freeze(), expires_at_ms);
+                staged.set(scope, changed(found, value.freeze()), expires_at_ms);
                 Ok(written(None, length))
             }
             Action::Expire { expiry } => {
@@ -267,13 +294,19 @@ impl Transaction<'_, '_> {
             stats.replace(&key, staged.stored, after, self.overlay)?;
             // The key is a slice of the log entry: the engine copies it if it keeps it.
             match staged.current {
-                Some(record) => self.overlay.put(key, record.encode()),
+                Some(record) => self.overlay.put(key, record.stored()),
                 None if staged.stored.is_some() => self.overlay.delete(key),
                 None => {}
             }
         }
         Ok(())
     }
+}
+
+/// The value after its bytes were changed.
+fn changed(found: Option<&StoredRecord>, bytes: Bytes) -> Value {
+    let media_type = found.map(|record| record.value.media_type.clone()).unwrap_or_default();
+    Value { content: Content::Inline(bytes), media_type }
 }
 
 fn resolve(expiry: Expiry, found: Option<&StoredRecord>) -> Option<u64> {

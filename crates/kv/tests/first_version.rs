@@ -7,7 +7,8 @@ use flotilla_kv::{
 };
 use flotilla_storage::{ApplyContext, EngineError, MachineError, StateMachine, StateReader, switch_command};
 use flotilla_types::{
-    ClusterVersion, Epoch, KeyRange, LogIndex, ShardDescriptor, ShardId, Term, Timestamp, VersionRange, limit_supported,
+    ClusterVersion, Epoch, KeyRange, LogIndex, Refs, ShardDescriptor, ShardId, Term, Timestamp, VersionRange,
+    limit_supported,
 };
 
 /// No records.
@@ -37,7 +38,8 @@ fn apply(machine: &mut KvMachine, command: Bytes) -> Result<Outcome, MachineErro
         replicas: Vec::new(),
     };
     let timestamp = Timestamp::from_millis(5);
-    let context = ApplyContext { index: LogIndex(2), term: Term(1), timestamp, descriptor: &descriptor };
+    let context =
+        ApplyContext { index: LogIndex(2), term: Term(1), timestamp, descriptor: &descriptor, refs: &Refs::NONE };
     let outcomes = machine.apply(&context, &[command], &Empty, &mut Vec::new())?;
     Ok(decode_outcome(outcomes[0].clone()).expect("an outcome"))
 }

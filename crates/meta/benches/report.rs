@@ -7,11 +7,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_meta::{Addresses, MetaCommand, MetaMachine, MetaReply, MetaState, NewNode, ShardRecord};
+use flotilla_meta::{Addresses, MetaCommand, MetaMachine, MetaReply, MetaState, NewNode, ShardRecord, ValueSettings};
 use flotilla_placement::Sharding;
 use flotilla_storage::{ApplyContext, EngineError, StateMachine, StateReader, WriteSet};
 use flotilla_types::{
-    ClusterId, Epoch, KeyRange, Locality, LogIndex, NodeId, ShardDescriptor, ShardId, Term, Timestamp,
+    ClusterId, Epoch, KeyRange, Locality, LogIndex, NodeId, Refs, ShardDescriptor, ShardId, Term, Timestamp,
 };
 
 const REPORTS: usize = 1_001;
@@ -55,6 +55,7 @@ impl Node {
                 buckets: u16::try_from(buckets).expect("few buckets"),
                 replicas: 1,
                 initial_nodes: vec![vec![NodeId(1)]; buckets],
+                values: ValueSettings::NONE,
             });
         }
         assert_eq!(node.machine.state().shards().count(), shards);
@@ -74,6 +75,7 @@ impl Node {
             term: Term(1),
             timestamp: Timestamp::from_millis(self.index),
             descriptor: &descriptor,
+            refs: &Refs::NONE,
         };
         let mut writes = WriteSet::new();
         let replies = self.machine.apply(&context, &[command.encode()], &Empty, &mut writes).expect("a known format");

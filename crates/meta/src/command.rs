@@ -10,6 +10,7 @@ use flotilla_types::{
     ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, Locality, NodeId, ReplicaId, Role, ShardDescriptor,
     ShardId, VersionRange,
 };
+use flotilla_values::Chunking;
 
 use crate::{Addresses, KeyId, NodeState, PreparedAuthority, TokenId};
 
@@ -140,6 +141,15 @@ pub enum MetaCommand {
         /// active nodes, at most `replicas`. One to `buckets` shards; the buckets are distributed evenly, in
         /// order.
         initial_nodes: Vec<Vec<NodeId>>,
+        /// How it stores large values.
+        values: ValueSettings,
+    },
+    /// Changes how a collection stores large values. What is stored stays as it is.
+    ChangeCollection {
+        /// The collection.
+        collection: CollectionId,
+        /// What changes.
+        values: ValueSettings,
     },
     /// Drops a collection and its shards; nodes destroy the replicas.
     DropCollection {
@@ -266,6 +276,20 @@ pub enum MetaReply {
     Batch(Vec<MetaReply>),
     /// Nothing was changed.
     Refused(MetaRefusal),
+}
+
+/// Settings of large values, as far as they are said. Any needs the version [`ClusterVersion::VALUE_REFS`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ValueSettings {
+    /// Longer values, in bytes, are stored as objects: 1,024 to 4,194,304.
+    pub objects_from: Option<u32>,
+    /// How those are cut: chunks of at least 4 KiB.
+    pub chunking: Option<Chunking>,
+}
+
+impl ValueSettings {
+    /// Nothing is said.
+    pub const NONE: Self = Self { objects_from: None, chunking: None };
 }
 
 /// Why a command changed nothing. Retrying the same command does not help unless a variant says otherwise.
@@ -504,6 +528,10 @@ numbered_enum! {
         Build = 14, "version of the software must have at most 64 bytes and no control characters";
         /// An authority's certificate: 1 to [`crate::AUTHORITY_BYTES_MAX`] bytes, and not the current one.
         Authority = 15, "certificate of the authority must have 1 to 4,096 bytes and differ from the one in force";
+        /// From which length on values are objects: 1,024 to 4,194,304 bytes.
+        ObjectsFrom = 16, "length from which on values are stored as objects must be 1,024 to 4,194,304 bytes";
+        /// How values are cut: chunks of at least 4 KiB, so that every value can be.
+        Chunking = 17, "chunks of large values must have at least 4,096 bytes each";
     }
 }
 
@@ -532,7 +560,8 @@ mod tests {
     use super::*;
     use crate::{
         AUTHORITY_BYTES_MAX, BATCH_COMMANDS_MAX, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX, KEY_COLLECTIONS_MAX,
-        KEYS_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_MAX, SHARDS_MAX, TOKEN_USES_MAX, TOKENS_MAX,
+        KEYS_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_MAX, OBJECTS_FROM_MAX, OBJECTS_FROM_MIN, SHARDS_MAX,
+        TOKEN_USES_MAX, TOKENS_MAX,
     };
 
     /// A number with commas between thousands.
@@ -555,6 +584,9 @@ mod tests {
             (Field::Buckets, BUCKETS_MAX.into()),
             (Field::KeyCollections, KEY_COLLECTIONS_MAX as u64),
             (Field::Authority, AUTHORITY_BYTES_MAX as u64),
+            (Field::ObjectsFrom, OBJECTS_FROM_MIN.into()),
+            (Field::ObjectsFrom, OBJECTS_FROM_MAX.into()),
+            (Field::Chunking, Chunking::default().min().into()),
         ] {
             named(MetaRefusal::Invalid(field), bound);
         }

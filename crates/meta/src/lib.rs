@@ -21,11 +21,13 @@ mod view;
 
 pub use apply::{
     ADDRESS_BYTES_MAX, AUTHORITY_BYTES_MAX, BATCH_COMMANDS_MAX, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX,
-    KEY_COLLECTIONS_MAX, KEYS_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_GONE_MAX, NODES_MAX, SHARDS_MAX, TOKEN_USES_MAX,
-    TOKENS_MAX,
+    KEY_COLLECTIONS_MAX, KEYS_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_GONE_MAX, NODES_MAX, OBJECTS_FROM_MAX,
+    OBJECTS_FROM_MIN, SHARDS_MAX, TOKEN_USES_MAX, TOKENS_MAX, VALUE_BYTES_CUT_MIN,
 };
 pub use codec::{COMMAND_BYTES_MAX, CodecError};
-pub use command::{Displaced, Field, JoinRequest, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, SeenNode};
+pub use command::{
+    Displaced, Field, JoinRequest, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, SeenNode, ValueSettings,
+};
 pub use feed::{FEED_BYTES_MAX, FEED_INCREMENTS_MAX, FEED_REPLY_BYTES_MAX, Feed, Increment, MetaQuery};
 pub use follower::{FeedError, MetaFollower};
 pub use machine::{MetaMachine, Publish};

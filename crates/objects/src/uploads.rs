@@ -12,7 +12,12 @@ use std::{
 
 use flotilla_types::{Holder, ObjectId};
 
-use crate::{ObjectError, ObjectStore, index::Index, node::Slot};
+use crate::{
+    ObjectError, ObjectStore,
+    index::Index,
+    node::Slot,
+    segment::{ID_BYTES, RECORD_HEADER_BYTES_MAX},
+};
 
 /// The longest time to the deadline of an upload. A value of 64 MiB at 1 Mbit/s takes 9 minutes.
 pub const UPLOAD_TIME_MAX: Duration = Duration::from_secs(600);
@@ -133,19 +138,35 @@ impl Uploads {
         Ok(())
     }
 
-    /// Adds an object to what an upload holds; returns whether it is new there.
-    fn add(&mut self, number: u64, slot: Slot, bytes: u64, bounds: &UploadBounds) -> Result<bool, UploadError> {
-        let upload = self.uploads.get_mut(&number).ok_or(UploadError::Ended(number))?;
-        if upload.held.contains(&slot) {
-            return Ok(false);
+    /// Whether an upload may hold one more object. It may if it holds the object already.
+    fn check_room(
+        &self,
+        number: u64,
+        slot: Option<Slot>,
+        bytes: u64,
+        bounds: &UploadBounds,
+    ) -> Result<(), UploadError> {
+        let upload = self.uploads.get(&number).ok_or(UploadError::Ended(number))?;
+        if slot.is_some_and(|slot| upload.held.contains(&slot)) {
+            return Ok(());
         }
-        let own = (upload.held.len() as u64 + 1, upload.bytes + bytes);
-        let all = (self.objects as u64 + 1, self.bytes + bytes);
+        let own = (upload.held.len() as u64 + 1, upload.bytes.saturating_add(bytes));
+        let all = (self.objects as u64 + 1, self.bytes.saturating_add(bytes));
         let (objects_max, bytes_max) = (bounds.objects_max as u64, bounds.bytes_max);
-        if all.0 > objects_max || all.1 > bytes_max || own.0 * SHARE > objects_max || own.1 * SHARE > bytes_max {
+        let is_over = all.0 > objects_max || all.1 > bytes_max;
+        if is_over || own.0 * SHARE > objects_max || own.1.saturating_mul(SHARE) > bytes_max {
             return Err(UploadError::Full { objects: self.objects, bytes: self.bytes });
         }
-        upload.held.insert(slot);
+        Ok(())
+    }
+
+    /// Adds an object to what an upload holds; returns whether it is new there.
+    fn add(&mut self, number: u64, slot: Slot, bytes: u64, bounds: &UploadBounds) -> Result<bool, UploadError> {
+        self.check_room(number, Some(slot), bytes, bounds)?;
+        let upload = self.uploads.get_mut(&number).ok_or(UploadError::Ended(number))?;
+        if !upload.held.insert(slot) {
+            return Ok(false);
+        }
         upload.bytes += bytes;
         self.objects += 1;
         self.bytes += bytes;
@@ -234,25 +255,33 @@ impl Index {
         missing: &mut Missing,
     ) -> Result<Answer, UploadError> {
         self.uploads.check(upload)?;
-        let looked_up: Vec<_> = ids.iter().take(IDS_PER_LOCK_MAX).map(|id| self.slot(*id).ok_or(*id)).collect();
+        let looked_up = self.look_up(ids);
         let below = self.below(&looked_up);
         if !below.unverified.is_empty() {
             return Ok(Answer::Verify(below.unverified));
         }
         for found in &looked_up[..below.ids] {
             match *found {
-                Ok(slot) if self.nodes[slot.index()].is_present() => {
-                    let bytes = self.record_bytes(slot);
-                    if self.uploads.add(upload, slot, bytes, bounds)? {
-                        self.count(slot);
-                    }
-                }
+                Ok(slot) if self.nodes[slot.index()].is_present() => self.hold_for_upload(upload, slot, bounds)?,
                 Ok(slot) => missing.add(self.nodes[slot.index()].id),
                 Err(id) => missing.add(id),
             }
         }
         below.absent.into_iter().for_each(|id| missing.add(id));
         Ok(Answer::Ids(below.ids))
+    }
+
+    fn hold_for_upload(&mut self, upload: u64, slot: Slot, bounds: &UploadBounds) -> Result<(), UploadError> {
+        let bytes = self.record_bytes(slot);
+        if self.uploads.add(upload, slot, bytes, bounds)? {
+            self.count(slot);
+        }
+        Ok(())
+    }
+
+    /// The slots of the first of these objects; ids of those that nobody knows.
+    fn look_up(&self, ids: &[ObjectId]) -> Vec<Result<Slot, ObjectId>> {
+        ids.iter().take(IDS_PER_LOCK_MAX).map(|id| self.slot(*id).ok_or(*id)).collect()
     }
 
     /// What is absent or not verified of the first of these objects and of all that they need.
@@ -324,6 +353,57 @@ impl ObjectStore {
         Ok(missing.ids)
     }
 
+    /// Stores an object as [`import_compressible`](Self::import_compressible) does, and holds it for an upload instead
+    /// of pinning it: it stays until the upload ends. Nothing is stored unless the upload has room for the object.
+    pub fn import_for_upload(
+        &self,
+        upload: u64,
+        now: Instant,
+        id: ObjectId,
+        bytes: &[u8],
+        children: &[ObjectId],
+    ) -> Result<(), UploadError> {
+        self.check_healthy()?;
+        self.end_due_uploads(now);
+        let bounds = &self.options.uploads;
+        let index = self.index.read();
+        index.uploads.check_room(upload, index.slot(id), record_bytes_max(bytes, children), bounds)?;
+        drop(index);
+        self.import_compressible(id, bytes, children)?;
+        self.change(|index| {
+            // A collection may have found it damaged meanwhile.
+            let slot = index.slot(id).filter(|slot| index.nodes[slot.index()].is_present());
+            let held = slot.ok_or(UploadError::Store(ObjectError::Missing(id)));
+            let held = held.and_then(|slot| index.hold_for_upload(upload, slot, bounds));
+            index.unpin(id);
+            held
+        })
+    }
+
+    /// Which objects are not here, or are damaged: of these, and of all that those which are here need. Each once.
+    ///
+    /// Those that were not verified since the store was opened are read first. The others may not be durable before
+    /// the next [`sync`](Self::sync).
+    pub fn missing(&self, ids: &[ObjectId]) -> Result<BTreeSet<ObjectId>, ObjectError> {
+        self.check_healthy()?;
+        let mut missing = BTreeSet::new();
+        let mut rest = ids;
+        while !rest.is_empty() {
+            let index = self.index.read();
+            let looked_up = index.look_up(rest);
+            let Below { ids: answered, absent, unverified } = index.below(&looked_up);
+            drop(index);
+            if unverified.is_empty() {
+                missing.extend(looked_up[..answered].iter().filter_map(|found| found.err()));
+                missing.extend(absent);
+                rest = &rest[answered..];
+            } else {
+                unverified.into_iter().try_for_each(|id| self.verify(id))?;
+            }
+        }
+        Ok(missing)
+    }
+
     /// Reads an object. It is absent afterwards if it is damaged.
     pub(crate) fn verify(&self, id: ObjectId) -> Result<(), ObjectError> {
         match self.get(id) {
@@ -348,4 +428,9 @@ impl ObjectStore {
     pub fn upload_usage(&self) -> UploadUsage {
         self.index.read().uploads.usage()
     }
+}
+
+/// Bytes of an object's record on disk, at most.
+fn record_bytes_max(bytes: &[u8], children: &[ObjectId]) -> u64 {
+    RECORD_HEADER_BYTES_MAX + ID_BYTES * children.len() as u64 + bytes.len() as u64
 }

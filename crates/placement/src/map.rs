@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use flotilla_persistent::Map;
 use flotilla_types::{Bucket, CollectionId, KeyRange, RecordKey, ShardDescriptor, ShardId};
+use flotilla_values::Chunking;
 
 use crate::bucket_of;
 
@@ -35,9 +36,17 @@ pub struct Collection {
     pub buckets: u16,
     /// Desired replicas of each shard.
     pub replicas: u8,
+    /// Longer values, in bytes, are stored as objects that records refer to.
+    pub objects_from: u32,
+    /// How those are cut. Values that were cut before it changed stay as they are.
+    pub chunking: Chunking,
 }
 
 impl Collection {
+    /// [`Self::objects_from`] of a collection for which nothing else was said. Records of the metadata rely on it:
+    /// to change it takes a cluster version.
+    pub const OBJECTS_FROM_DEFAULT: u32 = 4 << 10;
+
     /// The record key under which a user's key is stored.
     #[must_use]
     pub fn record_key(&self, user_key: &[u8]) -> RecordKey {
@@ -230,7 +239,16 @@ mod tests {
     }
 
     fn collection(id: u32, name: &str, sharding: Sharding, buckets: u16) -> Collection {
-        Collection { id: CollectionId(id), name: name.to_owned(), sharding, buckets, replicas: 3 }
+        let (objects_from, chunking) = (Collection::OBJECTS_FROM_DEFAULT, Chunking::default());
+        Collection {
+            id: CollectionId(id),
+            name: name.to_owned(),
+            sharding,
+            buckets,
+            replicas: 3,
+            objects_from,
+            chunking,
+        }
     }
 
     fn map() -> ShardMap {

@@ -579,6 +579,7 @@ impl Ready {
             term: entry.term,
             timestamp: batch.timestamp,
             descriptor: &self.position.descriptor,
+            refs: &batch.refs,
         };
         let mut writes = Vec::new();
         let outcomes = {

@@ -28,7 +28,7 @@ pub use core::{
     Request, RequestError, StatusUpdates, Write, first_sequence,
 };
 pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role, ShardChange};
-pub use host::{Digest, DigestError, Handle, Host, HostParts, INBOX_MAX, IncomingSnapshot};
+pub use host::{Digest, DigestError, FetchError, Fetched, Handle, Host, HostParts, INBOX_MAX, IncomingSnapshot};
 
 pub use work::ScrubStatus;
 

@@ -7,8 +7,8 @@ use flotilla_kv::verify;
 use flotilla_membership as membership;
 use flotilla_meta::{MetaState, NodeState};
 use flotilla_replication::{Contents, ReplicaStatus, Role};
-use flotilla_storage::{Log as _, conformance::WithoutReferring};
-use flotilla_types::{Holder, KeyRange, NodeId, ReplicaId, ReplicaRole, ShardId, VersionRange};
+use flotilla_storage::Log as _;
+use flotilla_types::{Holder, KeyRange, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardId, VersionRange};
 use rand::RngExt as _;
 
 use crate::{clock::WALL_START_MS, world::World};
@@ -104,7 +104,11 @@ impl World {
         let voters: BTreeSet<_> = group.conf.voters.iter().copied().collect();
         if group.conf.is_joint() || !group.conf.learners.is_empty() || voters != intent || voters.len() < wanted.min(3)
         {
-            return Some(format!("{shard} has {:?}, and {intent:?} is desired on {live} nodes", group.conf));
+            let intent = &record.intent;
+            return Some(format!(
+                "{shard} has {:?}, and of {live} active nodes these are desired: {intent:?}",
+                group.conf
+            ));
         }
         if record.descriptor.epoch != leader.descriptor.epoch {
             return Some(format!("the metadata has an older epoch of {shard}"));
@@ -217,7 +221,8 @@ impl World {
                 | Holder::Offer { .. }
                 | Holder::Parked(_)
                 | Holder::Request { .. }
-                | Holder::Upload(_) => true,
+                | Holder::Upload(_)
+                | Holder::Fetch(_) => true,
             };
             if let Some(holder) = node.disk.holders().into_iter().find(in_vain) {
                 return Some(format!("{holder:?} on {}", node.id));
@@ -261,10 +266,15 @@ impl World {
         self.start(other);
         let drains = self.run_until(DRAINED_MS_MAX, |world| world.unheard().is_none() && emptied(world));
         assert!(drains, "{drained} leads after elections: {:?}\n{}", self.leads_in_vain(drained), self.describe());
+        let others_are_active = |world: &Self| {
+            let meta = world.newest_metadata();
+            meta.is_none_or(|meta| meta.nodes().all(|node| node.id == drained || node.state != NodeState::Draining))
+        };
         // Nothing brings a leadership back while nothing fails.
         for _ in 0..REST_MS / 100 {
             self.run_ms(100);
-            if !is_draining(self) {
+            // The copy of an earlier order may drain another node, so that none of a shard's may lead.
+            if !is_draining(self) || !others_are_active(self) {
                 break;
             }
             let back = self.leads_in_vain(drained);
@@ -291,16 +301,18 @@ impl World {
         Some(self.nodes.get(&node)?.running.as_ref()?.control.cluster.meta().clone())
     }
 
-    /// A shard that the node leads while an active node holds another voter of it.
+    /// A shard that the node leads while an active node holds another voter of it, which stays.
     fn leads_in_vain(&self, node: NodeId) -> Option<ShardId> {
         let meta = self.newest_metadata()?;
         let is_active = |id| meta.node(id).is_some_and(|record| record.state == NodeState::Active);
-        let can_hand_over = |shard: &ShardId| {
-            let Some((leader, replica)) = self.leader(*shard) else { return false };
-            let mut others = replica.descriptor.replicas.iter().filter(|held| held.node != node);
+        let can_hand_over = |shard: &&flotilla_meta::ShardRecord| {
+            let Some((leader, replica)) = self.leader(shard.id) else { return false };
+            // One that is about to be removed takes no leadership.
+            let stays = |held: &&ReplicaDescriptor| shard.desired_on(held.node) == Some(held.replica);
+            let mut others = replica.descriptor.replicas.iter().filter(|held| held.node != node).filter(stays);
             leader == node && others.any(|held| held.role == ReplicaRole::Voter && is_active(held.node))
         };
-        meta.shards().map(|shard| shard.id).find(can_hand_over)
+        meta.shards().find(can_hand_over).map(|shard| shard.id)
     }
 
     /// Pauses all clients and waits until no operation is in flight.
@@ -320,7 +332,7 @@ impl World {
                 let id = replica.replica;
                 let held = node.running.as_ref().map(|running| running.applier.contents(id));
                 let Some(Contents::AtRest(held)) = held else { return Err(id) };
-                let verified = verify(&held.system, &WithoutReferring(&*held.records));
+                let verified = verify(&held.system, &*held.records);
                 let found =
                     verified.unwrap_or_else(|error| panic!("{id} of {}: {error}\n{}", node.id, self.describe()));
                 if found.first_expiry_ms.is_some_and(|at_ms| at_ms <= now_ms) {

@@ -294,6 +294,11 @@ impl StateEngine for Disk {
         self.engine.missing(objects)
     }
 
+    fn missing_or_damaged(&self, objects: &[ObjectId]) -> Result<Vec<ObjectId>, EngineError> {
+        self.check_io()?;
+        self.engine.missing_or_damaged(objects)
+    }
+
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
         self.check_io()?;
         self.engine.object(object)

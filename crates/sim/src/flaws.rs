@@ -215,7 +215,7 @@ impl World {
             node.disk.flaws.0.lock().clear();
         }
         for _ in 0..FOUND_MS_MAX / LOOK_MS {
-            if self.flawed().is_none() {
+            if self.flawed().is_none() && self.sees_flawed_shards() {
                 return true;
             }
             // Only a fold shows what an engine has lost.
@@ -230,6 +230,17 @@ impl World {
         }
         self.note(format!("{flawed}, and nobody can judge it"));
         false
+    }
+
+    /// Whether all voters of the shards with flaws are there to be looked at: nodes that have just started load theirs.
+    fn sees_flawed_shards(&mut self) -> bool {
+        let is_seen = |world: &mut Self, shard: ShardId| {
+            let Some((_, leader)) = world.leader(shard) else { return false };
+            let Some(voters) = leader.group.as_ref().map(|group| group.conf.voters.len()) else { return false };
+            let seen = world.voters(shard);
+            seen.wrong + seen.witnesses + seen.others == voters
+        };
+        self.faults.flawed.clone().into_iter().all(|shard| is_seen(self, shard))
     }
 
     fn fold_flawed(&mut self) {

@@ -262,7 +262,7 @@ impl World {
                 _ => Expiry::Keep,
             };
             let action = match self.rng.random_range(0..8) {
-                0..=4 => Action::Put { value: Bytes::from_static(b"expiring"), expiry, return_old: false },
+                0..=4 => Action::Put { value: "expiring".into(), expiry, return_old: false },
                 5 => Action::Expire { expiry },
                 6 => Action::Append { bytes: Bytes::from_static(b"+") },
                 _ => Action::Delete { return_old: false },
@@ -358,7 +358,9 @@ impl World {
                 other => panic!("{other:?} is not an answer to {op:?}"),
             };
             let seen = &mut self.workload.clients[client].seen;
-            let text = |value: &Bytes| String::from_utf8_lossy(value).into_owned();
+            let text = |value: &flotilla_kv::Value| {
+                String::from_utf8_lossy(value.inline().map_or(&[][..], |bytes| bytes)).into_owned()
+            };
             for (key, record) in keys.iter().zip(&records) {
                 seen.retain(|(seen, ..)| seen != key);
                 seen.extend(record.as_ref().map(|record| (key.clone(), text(&record.value), record.version)));
@@ -410,5 +412,5 @@ fn operation(key: Bytes, action: Action) -> Operation {
 
 fn put(key: Bytes, value: &str, expiry: Expiry) -> Operation {
     let value = Bytes::copy_from_slice(value.as_bytes());
-    operation(key, Action::Put { value, expiry, return_old: false })
+    operation(key, Action::Put { value: value.into(), expiry, return_old: false })
 }

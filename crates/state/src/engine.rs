@@ -11,7 +11,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -49,8 +49,10 @@ const INSTALLS_PER_COLLECTION: u32 = 16;
 /// The state of every replica on a node, in one folder: objects in `objects`, the view in `view`.
 #[derive(Debug)]
 pub struct Engine {
-    options: Options,
-    objects: Arc<ObjectStore>,
+    pub(crate) options: Options,
+    pub(crate) objects: Arc<ObjectStore>,
+    /// Bytes that uploads have stored since the last collection.
+    pub(crate) uploaded_bytes: AtomicU64,
     /// `None` after `close`.
     view: RwLock<Option<View>>,
     replicas: RwLock<HashMap<ReplicaId, Arc<Replica>>>,
@@ -82,6 +84,7 @@ impl Engine {
         Ok(Self {
             options,
             objects,
+            uploaded_bytes: AtomicU64::new(0),
             view: RwLock::new(Some(view)),
             replicas: RwLock::default(),
             last_opened: Mutex::new(Instant::now()),
@@ -156,7 +159,9 @@ impl Engine {
 
     /// Frees disk space. Fails if the disk did: any other failure is logged, and met again by the next
     /// collection.
-    fn collect(&self) -> Result<(), EngineError> {
+    pub(crate) fn collect(&self) -> Result<(), EngineError> {
+        self.objects.end_due_uploads(Instant::now());
+        self.uploaded_bytes.store(0, Ordering::Relaxed);
         let grace = number(Place::ObjectsGrace).map(|ms| Duration::from_millis(ms.unsigned_abs()));
         let settled = self.last_opened.lock().elapsed() >= grace.unwrap_or(self.options.inherited_grace);
         let scope = if settled { Scope::All } else { Scope::SinceOpen };
@@ -439,8 +444,16 @@ impl StateEngine for Engine {
             .collect()
     }
 
+    fn missing_or_damaged(&self, objects: &[ObjectId]) -> Result<Vec<ObjectId>, EngineError> {
+        Ok(self.objects.missing(objects).map_err(failure::of_objects)?.into_iter().collect())
+    }
+
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
         self.objects.get(object).map_err(failure::of_objects)
+    }
+
+    fn object_bytes(&self, object: ObjectId) -> Option<u64> {
+        self.objects.len_bytes(object)
     }
 
     fn expect(&self, objects: &[ObjectId]) {
@@ -455,6 +468,16 @@ impl StateEngine for Engine {
         self.objects.import(object, &bytes, children).map_err(failure::of_objects)?;
         self.objects.unpin(object);
         Ok(())
+    }
+
+    fn import_part(&self, object: ObjectId, bytes: Bytes, children: &[ObjectId]) -> Result<(), EngineError> {
+        self.objects.import_compressible(object, &bytes, children).map_err(failure::of_objects)?;
+        self.objects.unpin(object);
+        Ok(())
+    }
+
+    fn allow_compression(&self) {
+        self.objects.allow_compression();
     }
 
     fn sync(&self) -> Result<(), EngineError> {

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use flotilla_objects::{ObjectError, ObjectStore};
-use flotilla_storage::EngineError;
+use flotilla_storage::{EngineError, UploadError};
 use flotilla_types::ObjectId;
 
 /// A failure of the view that is not an error from sled.
@@ -47,6 +47,18 @@ pub(crate) fn of_objects(error: ObjectError) -> EngineError {
         }
         ObjectError::Version { .. } => io::Error::new(io::ErrorKind::Unsupported, error).into(),
         ObjectError::Poisoned(source) => EngineError::Unsynced(source),
+    }
+}
+
+/// Converts a failure of an upload.
+pub(crate) fn of_upload(error: flotilla_objects::UploadError) -> UploadError {
+    match error {
+        flotilla_objects::UploadError::Ended(upload) => UploadError::Ended(upload),
+        flotilla_objects::UploadError::TooManyUploads(_) | flotilla_objects::UploadError::Full { .. } => {
+            UploadError::Full
+        }
+        flotilla_objects::UploadError::Store(ObjectError::Mismatch(id)) => UploadError::WrongBytes(id),
+        flotilla_objects::UploadError::Store(error) => of_objects(error).into(),
     }
 }
 

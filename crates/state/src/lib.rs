@@ -26,6 +26,7 @@ mod sorted;
 mod table;
 #[cfg(test)]
 mod tests;
+mod value_objects;
 mod view;
 
 pub use engine::Engine;

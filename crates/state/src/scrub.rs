@@ -69,6 +69,29 @@ mod tests {
     }
 
     #[test]
+    fn what_was_damaged_before_a_restart_is_missing_once_it_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open(dir.path());
+        let ids = ["the first part", "the second part"].map(|part| {
+            let id = ObjectId::of(part.as_bytes());
+            engine.import_part(id, part.into(), &[]).unwrap();
+            id
+        });
+        let list = ObjectId::of(b"list");
+        engine.import_part(list, "list".into(), &ids).unwrap();
+        engine.sync().unwrap();
+        damage(dir.path(), &engine, ids[1]);
+        drop(engine);
+        let engine = open(dir.path());
+        assert_eq!(engine.missing(&[list]), [], "nobody has read it");
+        assert_eq!(engine.missing_or_damaged(&[list]).unwrap(), [ids[1]]);
+        let absent = ObjectId::of(b"absent");
+        let mut both = vec![ids[1], absent];
+        both.sort_unstable();
+        assert_eq!(engine.missing_or_damaged(&[list, absent, absent]).unwrap(), both);
+    }
+
+    #[test]
     fn the_engine_passes_the_suite_of_the_scrub() {
         for format in [CheckpointFormat::Pieces, CheckpointFormat::Manifests] {
             let dir = tempfile::tempdir().unwrap();

@@ -30,7 +30,7 @@ pub(crate) fn empty_checkpoint(replica: ReplicaId) -> Checkpoint {
 }
 
 /// Small pieces, early folds and a small index cache, so that few records exercise everything.
-fn small() -> Options {
+pub(crate) fn small() -> Options {
     let objects = flotilla_objects::Options { segment_bytes: 64 << 10, ..flotilla_objects::Options::default() };
     Options {
         view: ViewOptions::Objects { index_bytes: 4 << 10 },

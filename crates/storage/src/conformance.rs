@@ -16,6 +16,7 @@ mod references;
 mod referring;
 mod scrub;
 mod state_engine;
+mod value_objects;
 
 pub use descriptors::{DescriptorHistory, Observed, Observer};
 pub use folds::folds;
@@ -24,6 +25,7 @@ pub use references::references;
 pub use referring::{Referring, WithoutReferring};
 pub use scrub::scrub;
 pub use state_engine::state_engine;
+pub use value_objects::value_objects;
 
 use bytes::Bytes;
 use flotilla_types::{

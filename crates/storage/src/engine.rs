@@ -329,6 +329,10 @@ pub trait StateEngine: Send + Sync + 'static {
     /// the next [`sync`](Self::sync). Memory only; takes time for each object.
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId>;
 
+    /// As [`missing`](Self::missing), but names those too that are damaged: reads what nobody has read since the
+    /// engine was opened.
+    fn missing_or_damaged(&self, objects: &[ObjectId]) -> Result<Vec<ObjectId>, EngineError>;
+
     /// These objects, and all that is below them, were here before a restart. Those that are absent count as
     /// [damaged](Self::damaged) for their holders until they are stored again. Memory only; takes time for each
     /// object.
@@ -341,11 +345,26 @@ pub trait StateEngine: Send + Sync + 'static {
     /// The bytes of an object, verified against its id.
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError>;
 
+    /// The length of an object that is here. Cheap: memory only where that suffices.
+    fn object_bytes(&self, object: ObjectId) -> Option<u64> {
+        self.object(object).ok().map(|bytes| bytes.len() as u64)
+    }
+
     /// Stores an object from elsewhere after verifying its hash. `children` are the objects that it needs: they
     /// follow from its bytes and from what it is, which the caller knows. If it is here already, children that
     /// were not known are added. It may be deleted again unless a holder names it. Durable only after
     /// [`sync`](Self::sync).
     fn import(&self, object: ObjectId, bytes: Bytes, children: &[ObjectId]) -> Result<(), EngineError>;
+
+    /// As [`import`](Self::import), for an object that an entry, a record or a list refers to: it is not read in
+    /// part, and may be stored compressed.
+    fn import_part(&self, object: ObjectId, bytes: Bytes, children: &[ObjectId]) -> Result<(), EngineError> {
+        self.import(object, bytes, children)
+    }
+
+    /// The cluster's version says that no binary is in use any more that cannot read compressed objects. Memory only,
+    /// and cheap.
+    fn allow_compression(&self) {}
 
     /// Makes imported objects durable.
     fn sync(&self) -> Result<(), EngineError>;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flotilla_types::{ClusterVersion, LogIndex, ShardDescriptor, Term, Timestamp};
+use flotilla_types::{ClusterVersion, LogIndex, Refs, ShardDescriptor, Term, Timestamp};
 
 use crate::{EngineError, StateReader, WriteSet};
 
@@ -94,6 +94,8 @@ pub struct ApplyContext<'a> {
     pub timestamp: Timestamp,
     /// The shard as of this entry.
     pub descriptor: &'a ShardDescriptor,
+    /// The objects that the entry names: all that the records need which it writes, unless others need them already.
+    pub refs: &'a Refs,
 }
 
 /// Entries that are about to be applied.

@@ -11,6 +11,7 @@
 mod compaction;
 mod scrub;
 mod store;
+mod uploads;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -357,6 +358,10 @@ impl StateEngine for MemoryEngine {
         self.store.lock().missing(objects)
     }
 
+    fn missing_or_damaged(&self, objects: &[ObjectId]) -> Result<Vec<ObjectId>, EngineError> {
+        Ok(self.store.lock().missing_or_damaged(objects))
+    }
+
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
         self.store.lock().get(object)
     }
@@ -491,6 +496,33 @@ mod tests {
             engine = engine.reopen();
             Box::new(engine.clone())
         });
+    }
+
+    #[test]
+    fn memory_engine_passes_the_suite_of_value_objects() {
+        let mut engine = MemoryEngine::default();
+        crate::conformance::value_objects(|| {
+            engine = engine.reopen();
+            engine.clone()
+        });
+    }
+
+    #[test]
+    fn what_rotted_before_a_restart_counts_as_damaged_once_it_is_asked_for() {
+        let engine = MemoryEngine::default();
+        let parts = [&b"one"[..], b"another"].map(|part| (ObjectId::of(part), Bytes::from_static(part)));
+        let ids = parts.each_ref().map(|(id, _)| *id);
+        for (id, bytes) in parts {
+            engine.import_part(id, bytes, &[]).unwrap();
+        }
+        StateEngine::sync(&engine).unwrap();
+        let engine = engine.reopen();
+        engine.rot(ids[0]);
+        assert_eq!(engine.missing(&ids), []);
+        assert_eq!(engine.missing_or_damaged(&ids).unwrap(), [ids[0]]);
+        assert_eq!(engine.missing(&ids), [ids[0]]);
+        engine.rot(ids[1]);
+        assert_eq!(engine.missing_or_damaged(&ids).unwrap(), [ids[0]], "it was read since the start");
     }
 
     #[test]

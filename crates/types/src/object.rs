@@ -42,6 +42,8 @@ pub enum Holder {
     },
     /// What somebody stores here before a command refers to it.
     Upload(u64),
+    /// What is fetched here for an upload, until that holds it.
+    Fetch(u64),
 }
 
 impl Holder {
@@ -51,7 +53,12 @@ impl Holder {
     pub const fn damages(self) -> Option<ReplicaId> {
         match self {
             Self::Checkpoint(replica) | Self::Log { replica, .. } => Some(replica),
-            Self::Receiver(_) | Self::Offer { .. } | Self::Parked(_) | Self::Request { .. } | Self::Upload(_) => None,
+            Self::Receiver(_)
+            | Self::Offer { .. }
+            | Self::Parked(_)
+            | Self::Request { .. }
+            | Self::Upload(_)
+            | Self::Fetch(_) => None,
         }
     }
 }

@@ -29,6 +29,7 @@
 //! | 4 | the chain in a replica's system state | [`ClusterVersion::CHAINS`], `replication/src/applier/chain.rs` |
 //! | 4 | records that say when others expire, and their totals | [`ClusterVersion::EXPIRY_RECORDS`] |
 //! | 5 | entries and records that refer to objects, and their batches and pieces | [`ClusterVersion::VALUE_REFS`] |
+//! | 5 | settings of large values in collections and their commands | [`ClusterVersion::VALUE_REFS`] |
 //! | 4 | the setting `transfer_bytes_per_second` | [`ClusterVersion::TRANSFER_RATE`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of

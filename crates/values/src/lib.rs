@@ -12,6 +12,7 @@
 //! made: whoever accepts one cuts the content again and compares.
 
 mod chunking;
+mod chunking_text;
 mod content;
 mod cutter;
 mod difference;
@@ -29,6 +30,7 @@ mod hostile;
 mod tests;
 
 pub use chunking::Chunking;
+pub use chunking_text::ChunkingTextError;
 pub use cutter::{Cutter, Finished, Object, ObjectKind};
 pub use difference::new_bytes;
 pub use error::{ChunkingError, FormatError, OutOfRange, TooLong, VerifyError};

@@ -87,10 +87,21 @@ impl ValueRef {
         self.needs().map(ObjectRef::from).collect()
     }
 
+    /// The length of the encoding, bytes.
+    #[must_use]
+    pub fn encoded_bytes(&self) -> usize {
+        let list = match &self.list {
+            List::Chunks(parts) if parts.len() < 2 => 0,
+            List::Chunks(parts) => parts.len() * PART_BYTES,
+            List::Root(_) => 32,
+        };
+        HEADER_BYTES + list
+    }
+
     /// The bytes that a record keeps.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let mut bytes = BytesMut::with_capacity(Self::ENCODED_BYTES_MAX);
+        let mut bytes = BytesMut::with_capacity(self.encoded_bytes());
         bytes.put_u8(VERSION);
         bytes.put_u8(match &self.list {
             List::Chunks(parts) if parts.len() < 2 => FORM_WHOLE,

@@ -68,7 +68,8 @@ impl Flotilla {
         client.drop_collection(COLLECTION).await?;
         let (name, sharding) = (COLLECTION.to_owned(), Sharding::Hash);
         let (buckets, shards) = (Some(self.buckets()), Some(self.shards));
-        let selection = CreateCollection { name, sharding, buckets, shards, replicas: None };
+        let selection =
+            CreateCollection { name, sharding, buckets, shards, replicas: None, objects_from: None, chunk: None };
         client.create_collection(&selection).await?;
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use flotilla_membership::NodeState;
 use flotilla_meta::{MetaState, SeenNode};
 use flotilla_placement::{LeaderHints, ShardMap};
-use flotilla_types::{Incarnation, NodeId, ShardDescriptor, ShardId, Term, VersionRange};
+use flotilla_types::{Incarnation, NodeId, ReplicaRole, ShardDescriptor, ShardId, Term, VersionRange};
 
 use super::Routing;
 
@@ -82,6 +82,15 @@ impl ClusterView {
     #[must_use]
     pub fn leader(&self, shard: ShardId) -> Option<NodeId> {
         self.hints.leader(shard)
+    }
+
+    /// The nodes with a replica of a shard: the leader first, as far as that is known, then voters.
+    #[must_use]
+    pub fn nodes_of(&self, shard: ShardId) -> Vec<NodeId> {
+        let mut replicas = self.map().shard(shard).map(|shard| shard.descriptor.replicas.clone()).unwrap_or_default();
+        let leader = self.leader(shard);
+        replicas.sort_by_key(|replica| (Some(replica.node) != leader, replica.role != ReplicaRole::Voter));
+        replicas.into_iter().map(|replica| replica.node).collect()
     }
 
     /// The hints about all shards.
@@ -195,6 +204,17 @@ mod tests {
         assert!(!cluster.install(&base, late), "newer metadata was installed first");
         let new = newest.state();
         assert_eq!((cluster.meta().version(), cluster.map().version()), (new.version(), new.version()));
+    }
+
+    #[test]
+    fn the_nodes_of_a_shard_begin_with_its_leader() {
+        let mut meta = Meta::of_nodes(3);
+        assert_eq!(meta.collection(&[&[1, 2, 3]]), [ShardId(1)]);
+        let mut cluster = ClusterView::new(node(9), MetaState::clone(&meta.state()));
+        assert_eq!(cluster.nodes_of(ShardId(1)), [node(1), node(2), node(3)]);
+        cluster.observe_leader(ShardId(1), Term(2), node(2));
+        assert_eq!(cluster.nodes_of(ShardId(1)), [node(2), node(1), node(3)]);
+        assert_eq!(cluster.nodes_of(ShardId(7)), []);
     }
 
     #[test]

@@ -110,7 +110,6 @@ struct Known {
     agreed: Agreed,
     /// Whether something was reported of it that has not ended.
     alarmed: bool,
-    handovers: u32,
     fold_ordered_ms: Option<u64>,
     /// Comparisons since the shard has changed that waited for the base of a fold.
     base_waits: u32,
@@ -128,6 +127,9 @@ pub struct Consistency {
     /// The voters whose answers are awaited, and when they were asked.
     asked: Option<(ShardId, Vec<Voter>)>,
     answers: Vec<(ReplicaId, Said)>,
+    /// How often the leadership of a shard whose replica here is the odd one was handed over from here. Each may come
+    /// back before the other leader has compared.
+    handovers: BTreeMap<ShardId, u32>,
     /// When a fold was last ordered.
     fold_ordered_ms: Option<u64>,
     findings: Vec<Finding>,
@@ -151,6 +153,9 @@ impl Consistency {
         for shard in self.last_look.changes(view, has_moved) {
             let Some((_, group)) = view.leader_of(shard) else {
                 self.forget(shard);
+                if view.replicas.of_shard(shard).next().is_none() {
+                    self.handovers.remove(&shard);
+                }
                 if self.shown.remove(&shard).is_some() {
                     self.changed.insert(shard);
                 }
@@ -303,7 +308,7 @@ impl Consistency {
             (shown.index, shown.fold, shown.at_ms) = (Some(index), fold, Some(view.wall_ms));
         });
         let Some(known) = self.known.get_mut(&shard) else { return Vec::new() };
-        known.handovers = 0;
+        self.handovers.remove(&shard);
         if std::mem::take(&mut known.alarmed) {
             self.findings.push(Finding::Equal { shard });
         }
@@ -363,13 +368,16 @@ impl Consistency {
         let shard = replica.shard;
         let is_settled = group.conf.voters_outgoing.is_empty()
             && view.meta.shard(shard).is_some_and(|record| !is_rebuilding(record));
-        let Some(known) = self.known.get_mut(&shard).filter(|_| is_settled) else { return Vec::new() };
-        if convicted.replica == replica.replica && known.handovers < HANDOVERS_MAX {
+        if !is_settled {
+            return Vec::new();
+        }
+        let handovers = self.handovers.get(&shard).copied().unwrap_or(0);
+        if convicted.replica == replica.replica && handovers < HANDOVERS_MAX {
             // Not always to the same one.
             let heirs: Vec<_> =
                 convicted.majority.iter().filter_map(|heir| replica.descriptor.node_of(*heir)).collect();
-            let heir = heirs.get(known.handovers as usize % heirs.len().max(1)).copied();
-            known.handovers += 1;
+            let heir = heirs.get(handovers as usize % heirs.len().max(1)).copied();
+            self.handovers.insert(shard, handovers + 1);
             return heir.map(|to| Action::Transfer { shard, to }).into_iter().collect();
         }
         let (node, evidence) = (convicted.node, convicted.evidence);

@@ -4,8 +4,8 @@
 //! here. A request whose answer does not parse may have been executed.
 
 use bytes::Bytes;
-use flotilla_replication::{Answer, Answered, RequestError};
-use flotilla_types::{NodeId, ReplicaId, ShardId, Timestamp};
+use flotilla_replication::{Answer, Answered, CommandRefs, RequestError};
+use flotilla_types::{ByteOrder, NodeId, Refs, ReplicaId, ShardId, Timestamp};
 use flotilla_wire::{decode, descriptor_from_wire, descriptor_to_wire, encode, peer};
 
 use super::{Evidence, RequestKind};
@@ -97,8 +97,18 @@ pub struct ShardRequest {
     pub after: Timestamp,
     /// The command or query, in the state machine's format.
     pub payload: Bytes,
+    /// What a command refers to, all of which the sender holds until the answer.
+    pub refs: Refs,
     /// How long the receiver may take, in milliseconds; a peer may ask for at most one minute.
     pub timeout_ms: u32,
+}
+
+impl ShardRequest {
+    /// What a command of this sender refers to. A peer can name no other node as the one that holds it.
+    #[must_use]
+    pub fn command_refs(&self, from: NodeId) -> CommandRefs {
+        if self.refs.is_empty() { CommandRefs::default() } else { CommandRefs::new(self.refs.clone(), from) }
+    }
 }
 
 /// The request does not parse, or its kind is unknown to this version. Nothing was done; the answer is
@@ -113,13 +123,14 @@ impl PeerRequest {
     pub fn encode(self) -> Bytes {
         use peer::request::Kind;
         let kind = match self {
-            Self::Shard(ShardRequest { kind, shard, range_epoch, after, payload, timeout_ms }) => {
+            Self::Shard(ShardRequest { kind, shard, range_epoch, after, payload, refs, timeout_ms }) => {
                 let range_epoch_plus_one = range_epoch.map_or(0, |epoch| epoch + 1);
                 let (shard, deadline_ms) = (shard.0, timeout_ms);
                 match kind {
                     RequestKind::Propose => {
                         let (command, after) = (payload, after.0);
-                        Kind::Propose(peer::Propose { shard, range_epoch_plus_one, command, deadline_ms, after })
+                        let refs = refs_to_wire(&refs);
+                        Kind::Propose(peer::Propose { shard, range_epoch_plus_one, command, deadline_ms, after, refs })
                     }
                     RequestKind::Query => {
                         Kind::Query(peer::Query { shard, range_epoch_plus_one, query: payload, deadline_ms })
@@ -163,6 +174,7 @@ impl PeerRequest {
                 range_epoch: propose.range_epoch_plus_one.checked_sub(1),
                 after: Timestamp(propose.after),
                 payload: propose.command,
+                refs: refs_from_wire(propose.refs).ok_or(MalformedRequest)?,
                 timeout_ms: propose.deadline_ms.min(TIMEOUT_MS_MAX),
             }),
             Kind::Query(query) => Self::Shard(ShardRequest {
@@ -171,6 +183,7 @@ impl PeerRequest {
                 range_epoch: query.range_epoch_plus_one.checked_sub(1),
                 after: Timestamp::ZERO,
                 payload: query.query,
+                refs: Refs::NONE,
                 timeout_ms: query.deadline_ms.min(TIMEOUT_MS_MAX),
             }),
             Kind::Feed(feed) => Self::Feed { version: feed.version, wait_ms: feed.wait_ms },
@@ -195,6 +208,23 @@ impl PeerRequest {
             }
         })
     }
+}
+
+fn refs_to_wire(refs: &Refs) -> Bytes {
+    if refs.is_empty() {
+        return Bytes::new();
+    }
+    let mut bytes = Vec::with_capacity(refs.encoded_bytes());
+    refs.encode(&mut bytes, ByteOrder::Big);
+    bytes.into()
+}
+
+/// The references, at most [`Refs::MAX`], of a request; `None` if they do not parse.
+fn refs_from_wire(mut bytes: Bytes) -> Option<Refs> {
+    if bytes.is_empty() {
+        return Some(Refs::NONE);
+    }
+    Refs::decode(&mut bytes, ByteOrder::Big).ok().filter(|_| bytes.is_empty())
 }
 
 /// Encodes an answer.
@@ -267,7 +297,9 @@ pub fn decode_answer(response: Bytes) -> Answer {
 #[cfg(test)]
 mod tests {
     use flotilla_hostile::{Proportion, attack, extreme_u64, mutated};
-    use flotilla_types::{Epoch, KeyRange, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor};
+    use flotilla_types::{
+        Epoch, KeyRange, ObjectId, ObjectRef, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor,
+    };
     use proptest::{collection::vec, option, prelude::*, sample::select};
 
     use super::*;
@@ -320,6 +352,44 @@ mod tests {
         assert_eq!(failure_from_wire(failure_to_wire(&RequestError::StaleEpoch { now })), bounded);
     }
 
+    fn refs(count: u64) -> Refs {
+        let reference = |n: u64| ObjectRef { id: ObjectId::of(&n.to_le_bytes()), height: (n % 3) as u8, bytes: n };
+        (0..count).map(reference).collect()
+    }
+
+    #[test]
+    fn what_a_command_refers_to_is_held_by_its_sender_and_by_nobody_else() {
+        let request = |refs| ShardRequest {
+            kind: RequestKind::Propose,
+            shard: ShardId(4),
+            range_epoch: None,
+            after: Timestamp::ZERO,
+            payload: Bytes::new(),
+            refs,
+            timeout_ms: 7,
+        };
+        assert_eq!(request(refs(2)).command_refs(NodeId(3)), CommandRefs::new(refs(2), NodeId(3)));
+        assert_eq!(request(Refs::NONE).command_refs(NodeId(3)), CommandRefs::default());
+    }
+
+    #[test]
+    fn references_that_do_not_parse_are_a_malformed_request() {
+        let mut valid = Vec::new();
+        refs(3).encode(&mut valid, ByteOrder::Big);
+        let none = [0, 0];
+        let too_many = (Refs::MAX as u16 + 1).to_be_bytes();
+        let flood = [&too_many[..], &vec![0; (Refs::MAX + 1) * ObjectRef::ENCODED_BYTES]].concat();
+        let followed = [&valid[..], b"x"].concat();
+        let decode = |refs: &[u8]| {
+            let propose = peer::Propose { refs: Bytes::copy_from_slice(refs), ..peer::Propose::default() };
+            PeerRequest::decode(encode(&peer::Request { kind: Some(peer::request::Kind::Propose(propose)) }))
+        };
+        assert!(decode(&valid).is_ok() && decode(&[]).is_ok());
+        for refs in [&none[..], &flood, &followed, &valid[..valid.len() - 1]] {
+            assert!(decode(refs).is_err());
+        }
+    }
+
     #[test]
     fn every_request_survives_the_wire() {
         let shard = |kind, range_epoch, after| {
@@ -329,10 +399,13 @@ mod tests {
                 range_epoch,
                 after: Timestamp(after),
                 payload: Bytes::from_static(b"payload"),
+                refs: if kind == RequestKind::Propose { refs(after) } else { Refs::NONE },
                 timeout_ms: 7,
             })
         };
         let requests = [
+            shard(RequestKind::Propose, None, 0),
+            shard(RequestKind::Propose, None, Refs::MAX as u64),
             shard(RequestKind::Propose, None, 9),
             shard(RequestKind::Query, Some(0), 0),
             PeerRequest::Feed { version: 3, wait_ms: 9 },
@@ -360,6 +433,7 @@ mod tests {
             range_epoch: None,
             after: Timestamp::ZERO,
             payload: Bytes::new(),
+            refs: Refs::NONE,
             timeout_ms: u32::MAX,
         });
         let decoded = PeerRequest::decode(long.encode());
@@ -378,7 +452,8 @@ mod tests {
                 let kind = if propose { RequestKind::Propose } else { RequestKind::Query };
                 let after = if propose { Timestamp(after) } else { Timestamp::ZERO };
                 let shard = ShardId(id);
-                PeerRequest::Shard(ShardRequest { kind, shard, range_epoch, after, payload, timeout_ms }).encode()
+                let refs = if propose { refs(id % 4) } else { Refs::NONE };
+                PeerRequest::Shard(ShardRequest { kind, shard, range_epoch, after, payload, refs, timeout_ms }).encode()
             },
         );
         let feed = (extreme_u64(), any::<u32>())
@@ -393,10 +468,10 @@ mod tests {
         });
         attack(1_000, mutated(requests()), |bytes| {
             let bytes = Bytes::from(bytes);
-            if let Ok(PeerRequest::Shard(ShardRequest { timeout_ms, .. })) =
+            if let Ok(PeerRequest::Shard(ShardRequest { timeout_ms, refs, .. })) =
                 Proportion::DEFAULT.of(bytes.len(), || PeerRequest::decode(bytes))
             {
-                assert!(timeout_ms <= TIMEOUT_MS_MAX);
+                assert!(timeout_ms <= TIMEOUT_MS_MAX && refs.len() <= Refs::MAX);
             }
         });
     }

@@ -10,12 +10,16 @@ use bytes::Bytes;
 use flotilla_meta::MetaReply;
 use flotilla_replication::RequestError;
 use flotilla_route::{Attempts, Failure, Step};
-use flotilla_types::{NodeId, ShardId, Timestamp};
+use flotilla_types::{NodeId, Refs, ShardId, Timestamp};
 
 use super::ClusterView;
 
 /// Longest attempt, so that a node that died does not use up the whole deadline.
 const ATTEMPT_MS_MAX: u64 = 1_500;
+/// Bytes that a leader fetches in a millisecond before it proposes a command that refers to them, at least: 1 MiB/s.
+const FETCHED_PER_MS_MIN: u64 = 1 << 10;
+/// Attempts for which the leader could not get what the command refers to.
+const OBJECTS_MISSING_TRIES_MAX: u32 = 3;
 
 /// Why a request to a shard failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +39,10 @@ pub enum ShardError {
     /// The snapshot that a read names is not open at the leader (any more).
     #[error("the snapshot has expired")]
     SnapshotExpired,
+    /// The leader could not get the objects that a command refers to, or they are not what it says of them. Nothing
+    /// was written; store them again.
+    #[error("objects that the command refers to are missing")]
+    ObjectsMissing,
     /// A write may or may not have taken effect.
     #[error("the outcome is unknown")]
     Unknown,
@@ -150,6 +158,9 @@ pub struct RequestRetry {
     last_error: ShardError,
     /// Attempts that met damage.
     damaged: u32,
+    /// Attempts for which objects were missing.
+    objects_missing: u32,
+    attempt_ms_max: u64,
 }
 
 impl RequestRetry {
@@ -168,6 +179,8 @@ impl RequestRetry {
             earlier: Earlier::Unproposed,
             last_error: ShardError::Unavailable,
             damaged: 0,
+            objects_missing: 0,
+            attempt_ms_max: ATTEMPT_MS_MAX,
         }
     }
 
@@ -175,6 +188,14 @@ impl RequestRetry {
     #[must_use]
     pub fn following(self, heard: Timestamp) -> Self {
         Self { after: heard, ..self }
+    }
+
+    /// The same, for a command that refers to these objects: an attempt may take the time that the leader needs to
+    /// fetch them.
+    #[must_use]
+    pub fn referring(self, refs: &Refs) -> Self {
+        let bytes = refs.iter().fold(0, |bytes: u64, reference| bytes.saturating_add(reference.bytes));
+        Self { attempt_ms_max: ATTEMPT_MS_MAX + bytes / FETCHED_PER_MS_MIN, ..self }
     }
 
     /// The same, for a command that was sent to another shard before, with attempts of this state.
@@ -196,7 +217,7 @@ impl RequestRetry {
         match self.attempts.next(now_ms, cluster.leader(self.shard), nodes) {
             Step::Try(node) => {
                 self.in_flight = Some(node);
-                let timeout_ms = (self.deadline_ms - now_ms).min(ATTEMPT_MS_MAX);
+                let timeout_ms = (self.deadline_ms - now_ms).min(self.attempt_ms_max);
                 RetryStep::Send { node, range_epoch: self.range_epoch, after: self.after, timeout_ms }
             }
             Step::Wait(pause_ms) => RetryStep::Wait(pause_ms),
@@ -210,10 +231,20 @@ impl RequestRetry {
     pub fn on_failure(&mut self, error: &RequestError, cluster: &ClusterView) -> RetryDecision {
         let failure = match error {
             RequestError::NotLeader { leader } => Failure::NotLeader(*leader),
-            // The leader's metadata may lag behind that of the sender, by which the command was made. Whoever holds
-            // what the command refers to may not have been reached.
-            RequestError::Busy | RequestError::VersionNotInForce | RequestError::ObjectsMissing => {
+            // The leader's metadata may lag behind that of the sender, by which the command was made.
+            RequestError::Busy | RequestError::VersionNotInForce => {
                 self.last_error = ShardError::Busy;
+                Failure::Later
+            }
+            // Whoever holds what the command refers to may not have been reached.
+            RequestError::ObjectsMissing => {
+                self.objects_missing += 1;
+                self.last_error = ShardError::ObjectsMissing;
+                if self.objects_missing >= OBJECTS_MISSING_TRIES_MAX {
+                    let is_in_doubt = self.earlier == Earlier::InDoubt;
+                    let error = if is_in_doubt { ShardError::Unknown } else { ShardError::ObjectsMissing };
+                    return RetryDecision::GiveUp(error);
+                }
                 Failure::Later
             }
             // The leader gives its leadership away, if another replica can take it.
@@ -263,7 +294,7 @@ impl RequestRetry {
 #[cfg(test)]
 mod tests {
     use flotilla_meta::{MetaRefusal, MetaState};
-    use flotilla_types::Term;
+    use flotilla_types::{ObjectId, ObjectRef, Term};
 
     use super::*;
     use crate::core::testing::{Meta, node};
@@ -304,6 +335,46 @@ mod tests {
         };
         assert_eq!((given_up, tries), (ShardError::Damaged, DAMAGED_TRIES_MAX));
         assert!((1_000..4_000).contains(&now_ms), "{now_ms} ms");
+    }
+
+    /// What becomes of a request that is refused again and again for want of objects.
+    fn refused_for_want_of_objects(mut retry: RequestRetry, deadline_ms: u64) -> (ShardError, u32) {
+        let (cluster, mut now_ms, mut tries) = (cluster_view(), 0, 0);
+        let error = loop {
+            match retry.next(now_ms, &cluster) {
+                RetryStep::Send { .. } => tries += 1,
+                RetryStep::Wait(pause_ms) => {
+                    now_ms = (now_ms + pause_ms).min(deadline_ms);
+                    continue;
+                }
+                RetryStep::GiveUp(error) => break error,
+            }
+            if let RetryDecision::GiveUp(error) = retry.on_failure(&RequestError::ObjectsMissing, &cluster) {
+                break error;
+            }
+        };
+        (error, tries)
+    }
+
+    #[test]
+    fn missing_objects_end_a_write_soon_and_say_so_unless_it_may_be_written() {
+        let retry = RequestRetry::new(RequestKind::Propose, SHARD, Some(1), 1_000_000);
+        let given_up = refused_for_want_of_objects(retry.clone(), 1_000_000);
+        assert_eq!(given_up, (ShardError::ObjectsMissing, OBJECTS_MISSING_TRIES_MAX));
+        let given_up = refused_for_want_of_objects(retry.after(Earlier::InDoubt), 1_000_000);
+        assert_eq!(given_up, (ShardError::Unknown, OBJECTS_MISSING_TRIES_MAX));
+        let late = RequestRetry::new(RequestKind::Propose, SHARD, Some(1), 1);
+        assert_eq!(refused_for_want_of_objects(late, 1), (ShardError::ObjectsMissing, 1));
+    }
+
+    #[test]
+    fn an_attempt_has_the_time_to_fetch_what_the_command_refers_to() {
+        let refs = |bytes| Refs::from_iter([ObjectRef { id: ObjectId::of(b"list"), height: 1, bytes }]);
+        let retry = RequestRetry::new(RequestKind::Propose, SHARD, Some(1), 100_000);
+        let cluster = cluster_view();
+        assert_eq!(retry.clone().referring(&Refs::NONE).next(0, &cluster), send(2, ATTEMPT_MS_MAX));
+        assert_eq!(retry.clone().referring(&refs(4 << 20)).next(0, &cluster), send(2, ATTEMPT_MS_MAX + 4_096));
+        assert_eq!(retry.referring(&refs(u64::MAX)).next(0, &cluster), send(2, 100_000));
     }
 
     #[test]

@@ -90,7 +90,8 @@ impl Reconciler for ShardsLed {
             let unreported = replica.descriptor.epoch > record.descriptor.epoch;
             let may_lead = |node| {
                 let is_active = view.meta.node(node).is_some_and(|node| node.state == AdminState::Active);
-                is_active && view.members.liveness(node).0 == NodeState::Alive
+                // A suspect counts: a step names only replicas that answer the leader.
+                is_active && matches!(view.members.liveness(node).0, NodeState::Alive | NodeState::Suspect)
             };
             let next = next_shard_step(replica.replica, view.me.node, group, &record.intent, may_lead);
             let must_wait = unreported && next != ShardStep::Change(ConfChange::LeaveJoint);
@@ -135,6 +136,8 @@ impl Reconciler for ShardsLed {
 #[cfg(test)]
 mod tests {
     use flotilla_types::ReplicaId;
+
+    use flotilla_types::ClusterVersion;
 
     use super::*;
     use crate::core::testing::{Meta, World, leads, node};
@@ -216,5 +219,24 @@ mod tests {
         world.replicas = vec![ahead];
         let leave = Action::Change { shard: ShardId::META, change: ConfChange::LeaveJoint };
         assert_eq!(world.reconcile(&mut ShardsLed::default()), [leave, report]);
+    }
+
+    /// Node 1 is to be replaced by node 4. Nodes 2 and 3 are caught up, but node 2 drains.
+    #[test]
+    fn a_suspected_node_takes_over_rather_than_one_that_drains() {
+        let mut meta = Meta::of_nodes(4);
+        let shard = meta.collection(&[&[1, 2, 3]])[0];
+        (2..=ClusterVersion::LOGGED_FOLDS.0).for_each(|version| meta.raise_to(ClusterVersion(version)));
+        meta.assign(shard, 4);
+        meta.unassign(shard, 1);
+        meta.set_state(2, AdminState::Draining);
+        let mut world = World::new(1, meta);
+        world.replicas = vec![leads(shard.0, &[(1, 2), (2, 3), (3, 4)], &[(4, 5)])];
+        for (state, to) in [(NodeState::Alive, 3), (NodeState::Suspect, 3), (NodeState::Down, 2)] {
+            world.hears(2, NodeState::Alive);
+            world.hears(3, state);
+            let transfer = [Action::Transfer { shard, to: node(to) }];
+            assert_eq!(world.reconcile(&mut ShardsLed::default()), transfer, "{state:?}");
+        }
     }
 }

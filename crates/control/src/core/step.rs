@@ -57,26 +57,48 @@ pub fn next_shard_step(
         // A node sends nothing to itself, so a new replica on this one waits for another leader.
         let is_here = |replica: &ReplicaId| intent.iter().any(|held| held.replica == *replica && held.node == here);
         let waits = promote.iter().any(|replica| is_here(replica) && !caught_up(replica));
-        let others = conf.voters.iter().filter(|voter| **voter != me && !is_here(voter) && caught_up(voter));
-        let successor = others.max_by_key(|voter| (wanted.contains(voter), Reverse(**voter)));
-        return successor.filter(|_| waits).map_or(ShardStep::Nothing, |to| ShardStep::TransferLeadership(*to));
+        if !waits {
+            return ShardStep::Nothing;
+        }
+        let others = conf.voters.iter().filter(|voter| **voter != me && !is_here(voter)).map(|voter| Candidate {
+            replica: *voter,
+            may_lead: intent.iter().any(|held| held.replica == *voter && may_lead(held.node)),
+            is_ready: caught_up(voter),
+        });
+        return hand_over(others.collect()).unwrap_or(ShardStep::Nothing);
     }
     if demote.contains(&me) {
-        let staying = || intent.iter().filter(|held| conf.voters.contains(&held.replica));
-        let ready = staying().filter(|held| caught_up(&held.replica));
-        match ready.max_by_key(|held| (may_lead(held.node), Reverse(held.replica))) {
-            // It would give the leadership away again: better to wait for one that is only late.
-            Some(successor) if !may_lead(successor.node) && staying().any(|held| may_lead(held.node)) => {
-                return ShardStep::Nothing;
-            }
-            Some(successor) => return ShardStep::TransferLeadership(successor.replica),
-            None => {}
+        let staying = intent.iter().filter(|held| conf.voters.contains(&held.replica)).map(|held| Candidate {
+            replica: held.replica,
+            may_lead: may_lead(held.node),
+            is_ready: caught_up(&held.replica),
+        });
+        if let Some(step) = hand_over(staying.collect()) {
+            return step;
         }
     }
     if promote.is_empty() && demote.is_empty() {
         return ShardStep::Nothing;
     }
     ShardStep::Change(ConfChange::Swap { promote, demote })
+}
+
+/// A voter that could succeed the leader.
+struct Candidate {
+    replica: ReplicaId,
+    /// Whether its node may lead. One that is to be removed is on none that may.
+    may_lead: bool,
+    /// Whether it is caught up.
+    is_ready: bool,
+}
+
+/// Gives leadership to a voter that is ready, or waits for one that is only late if no ready one may lead: that would
+/// give the leadership away again. `None` if none is ready.
+fn hand_over(candidates: Vec<Candidate>) -> Option<ShardStep> {
+    let ready = candidates.iter().filter(|candidate| candidate.is_ready);
+    let best = ready.max_by_key(|candidate| (candidate.may_lead, Reverse(candidate.replica)))?;
+    let waits = !best.may_lead && candidates.iter().any(|candidate| candidate.may_lead);
+    Some(if waits { ShardStep::Nothing } else { ShardStep::TransferLeadership(best.replica) })
 }
 
 /// Whether a follower has almost all committed entries, so that it may vote.
@@ -191,11 +213,16 @@ mod tests {
         wanted.push(PlanReplica { replica: ReplicaId(5), node: NodeId(1) });
         let status = |matched: &[(u64, u64)]| status(&[1, 2, 3], &[5], matched);
         let waits = status(&[(2, 10_000), (3, 10_000), (5, 0)]);
-        assert_eq!(next_shard_step(ME, &waits, &wanted), ShardStep::TransferLeadership(ReplicaId(2)));
+        assert_eq!(next_shard_step(ME, &waits, &wanted), ShardStep::TransferLeadership(ReplicaId(3)));
         let late = status(&[(2, 5), (3, 10_000), (5, 0)]);
         assert_eq!(next_shard_step(ME, &late, &wanted), ShardStep::TransferLeadership(ReplicaId(3)));
         let alone = status(&[(2, 5), (3, 5), (5, 0)]);
         assert_eq!(next_shard_step(ME, &alone, &wanted), ShardStep::Nothing);
+        let not_there = super::next_shard_step(ME, NodeId(1), &waits, &wanted, |node| node == NodeId(3));
+        assert_eq!(not_there, ShardStep::TransferLeadership(ReplicaId(3)));
+        let only_late = status(&[(2, 10_000), (3, 5), (5, 0)]);
+        let later = super::next_shard_step(ME, NodeId(1), &only_late, &wanted, |node| node == NodeId(3));
+        assert_eq!(later, ShardStep::Nothing, "3 catches up");
         let elsewhere = super::next_shard_step(ME, NodeId(4), &waits, &wanted, |_| true);
         assert_eq!(elsewhere, ShardStep::Nothing, "it catches up");
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 use flotilla_membership::NodeState;
 use flotilla_meta::{
     Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode, NodeRecord,
-    NodeState as AdminState, SeenNode, Setting, TokenId,
+    NodeState as AdminState, SeenNode, Setting, TokenId, ValueSettings,
 };
 use flotilla_placement::Sharding;
 use flotilla_replication::{Follower, GroupStatus, ReplicaStatus, Role};
@@ -159,6 +159,7 @@ impl Meta {
             buckets: u16::try_from(nodes.len()).expect("few shards"),
             replicas: u8::try_from(nodes[0].len()).expect("few replicas"),
             initial_nodes: nodes.iter().map(|shard| shard.iter().copied().map(NodeId).collect()).collect(),
+            values: ValueSettings::NONE,
         });
         self.collection = self.state().collection(name).map(|collection| collection.id);
         self.state().shards().map(|shard| shard.id).filter(|shard| !before.contains(shard)).collect()

@@ -190,7 +190,7 @@ mod tests {
 
     fn view(value: &[u8]) -> (Bytes, View) {
         let record = found("k", value, None);
-        (record.0.clone(), View::new([record], true, 0))
+        (record.0.clone(), View::new([record], true, flotilla_api::VALUE_BYTES_MAX, 0))
     }
 
     fn number(reply: Result<Reply, Reply>) -> i64 {

@@ -42,10 +42,7 @@ pub(super) fn copy(from: &Bytes, to: &Bytes, replace: bool, view: &mut View) -> 
 }
 
 fn duplicate(from: &Bytes, to: &Bytes, view: &mut View) -> Result<(), Reply> {
-    view.spend(view.value_bytes(from))?;
-    let expires_at_ms = view.expires_at_ms(from);
-    let value = view.shared_value(from).unwrap_or_default();
-    Ok(view.put(to, value, expires_at_ms)?)
+    Ok(view.copy(from, to)?)
 }
 
 pub(super) fn expire_time(key: &Bytes, unit: TimeUnit, view: &View) -> Reply {
@@ -64,6 +61,7 @@ pub(super) fn object(query: ObjectQuery, key: &Bytes, view: &mut View) -> Result
         return Ok(Reply::Null);
     }
     Ok(match query {
+        ObjectQuery::Encoding if view.is_large(key) => Reply::text("raw"),
         ObjectQuery::Encoding => {
             let Reply::Bulk(value) = get(key, view)? else { return Ok(Reply::Null) };
             Reply::text(match value.len() {

@@ -8,6 +8,8 @@ mod keyspace;
 mod lcs;
 mod strings;
 
+pub(crate) use strings::clamp;
+
 use bytes::Bytes;
 
 use crate::{
@@ -184,7 +186,7 @@ mod tests {
     /// A number, a text, a number that expires at 60 s, and two absent keys, at 10 s.
     fn view() -> View {
         let records = [found("n", b"5", None), found("t", b"text", None), found("e", b"1", Some(60_000))];
-        View::new(records.into_iter().chain([absent("a"), absent("b")]), true, 10_000)
+        View::new(records.into_iter().chain([absent("a"), absent("b")]), true, flotilla_api::VALUE_BYTES_MAX, 10_000)
     }
 
     fn reply(line: &str, view: &mut View) -> String {

@@ -7,7 +7,7 @@ use super::{get, may_set, resolve};
 use crate::{
     Float, Reply, Set,
     answer::{NOT_AN_INTEGER, OVERFLOW},
-    view::{TooMuch, View, check_length},
+    view::{TooMuch, View},
 };
 
 pub(super) fn set(set: &Set, view: &mut View) -> Result<Reply, Reply> {
@@ -22,7 +22,7 @@ pub(super) fn set(set: &Set, view: &mut View) -> Result<Reply, Reply> {
 
 pub(super) fn mset(pairs: &[(Bytes, Bytes)], view: &mut View) -> Result<Reply, Reply> {
     for (_, value) in pairs {
-        check_length(value.len())?;
+        view.check_length(value.len())?;
     }
     for (key, value) in pairs {
         view.put(key, value.clone(), None)?;
@@ -84,7 +84,7 @@ pub(super) fn set_range(key: &Bytes, offset: u64, value: &[u8], view: &mut View)
 
 /// First and last position of a range in `length` items, where negative positions count from the end. `None`
 /// if the range is empty.
-pub(super) fn clamp(length: u64, start: i64, end: i64) -> Option<(u64, u64)> {
+pub(crate) fn clamp(length: u64, start: i64, end: i64) -> Option<(u64, u64)> {
     let from_end = |position: i64| match u64::try_from(position) {
         Ok(position) => position,
         Err(_) => length.saturating_sub(position.unsigned_abs()),

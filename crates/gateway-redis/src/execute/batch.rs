@@ -12,12 +12,15 @@
 //! Consecutive writes of one key share a call regardless, because each would otherwise need a commit of its
 //! own.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use flotilla_gateway::StoreError;
-use flotilla_kv::{OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES};
-use futures_util::future::{BoxFuture, FutureExt as _};
+use flotilla_kv::{OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES, OperationResult};
+use flotilla_types::ShardId;
+use futures_util::future::FutureExt as _;
 
-use super::{Answered, Job};
+use super::{Answered, Call, Done, Job};
 use crate::{
     Reply,
     answer::error_reply,
@@ -34,6 +37,10 @@ const CALL_RESULT_BYTES_MAX: usize = OUTCOME_BYTES_MAX - OUTCOME_FRAME_BYTES;
 /// Bytes of keys and values in one writing call; larger writes gain nothing from sharing. A single write may
 /// exceed it.
 const CALL_BYTES_MAX: usize = 256 << 10;
+/// Bytes of large values that one call reads, unless one is longer.
+const CALL_LARGE_BYTES_MAX: u64 = 4 << 20;
+/// The reply to a write that took effect, if the old value that it was to return cannot be read.
+const OLD_IS_GONE: &str = "UNKNOWN the key was written, but its old value cannot be read any more";
 /// Reads in one call: bounds what it may return.
 const CALL_READS_MAX: usize = 64;
 
@@ -69,25 +76,19 @@ impl Chain {
 }
 
 /// The calls for these writes, to be run concurrently. No two chains may have the same key.
-pub(crate) fn write_all(
-    keyspace: &Keyspace,
-    chains: Vec<Chain>,
-) -> impl Iterator<Item = BoxFuture<'static, Vec<Answered>>> {
+pub(crate) fn write_all(keyspace: &Keyspace, chains: Vec<Chain>) -> impl Iterator<Item = Call> {
     let groups = by_shard(keyspace, chains, |chain: &Chain| &chain.jobs[0].work.operation.key);
     let calls: Vec<_> =
         groups.into_iter().flat_map(|group| split(group, Chain::cost, CALL_RESULT_BYTES_MAX, CALL_BYTES_MAX)).collect();
     let keyspace = keyspace.clone();
     calls.into_iter().map(move |chains| {
         let jobs = chains.into_iter().flat_map(|chain| chain.jobs).collect();
-        write_call(keyspace.clone(), jobs).boxed()
+        write_call(keyspace.clone(), jobs).map(Done::from).boxed()
     })
 }
 
 /// The calls for these reads, to be run concurrently.
-pub(crate) fn read_all(
-    keyspace: &Keyspace,
-    jobs: Vec<Job<Read>>,
-) -> impl Iterator<Item = BoxFuture<'static, Vec<Answered>>> {
+pub(crate) fn read_all(keyspace: &Keyspace, jobs: Vec<Job<Read>>) -> impl Iterator<Item = Call> {
     let (with_value, without): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.work.answer.needs_value());
     let mut calls = Vec::new();
     for (jobs, values) in [(with_value, true), (without, false)] {
@@ -96,7 +97,7 @@ pub(crate) fn read_all(
         }
     }
     let keyspace = keyspace.clone();
-    calls.into_iter().map(move |(jobs, values)| read_call(keyspace.clone(), jobs, values).boxed())
+    calls.into_iter().map(move |(jobs, values)| read_call(keyspace.clone(), jobs, values))
 }
 
 async fn write_call(keyspace: Keyspace, jobs: Vec<Job<Write>>) -> Vec<Answered> {
@@ -107,8 +108,13 @@ async fn write_call(keyspace: Keyspace, jobs: Vec<Job<Write>>) -> Vec<Answered> 
         let operations = jobs.iter().map(|job| job.work.operation.clone()).collect();
         match keyspace.write(Vec::new(), operations, deadline).await {
             Ok(written) if written.results.len() == jobs.len() => {
-                let pairs = jobs.iter().zip(written.results);
-                answered.extend(pairs.map(|(job, result)| job.answered(job.work.answer.reply(result))));
+                for (job, result) in jobs.iter().zip(written.results) {
+                    let reply = match load_old(&keyspace, result, written.shard, job.deadline).await {
+                        Ok(result) => job.work.answer.reply(result),
+                        Err(_) => Reply::Error(OLD_IS_GONE.into()),
+                    };
+                    answered.push(job.answered(reply));
+                }
             }
             Ok(written) => fail(&mut answered, &jobs, &StoreError::OutcomeUnknown { shard: written.shard }),
             Err(error) if jobs.len() > 1 && error.is_request_error() => untried.halve(jobs),
@@ -118,23 +124,67 @@ async fn write_call(keyspace: Keyspace, jobs: Vec<Job<Write>>) -> Vec<Answered> 
     answered
 }
 
-async fn read_call(keyspace: Keyspace, jobs: Vec<Job<Read>>, values: bool) -> Vec<Answered> {
+/// The result of a write, with the bytes of the old value, which the record no longer holds.
+async fn load_old(
+    keyspace: &Keyspace,
+    mut result: OperationResult,
+    shard: ShardId,
+    deadline: Instant,
+) -> Result<OperationResult, StoreError> {
+    if let OperationResult::Written { old: Some(old), .. }
+    | OperationResult::Deleted { old: Some(old), .. }
+    | OperationResult::Skipped { old: Some(old), .. } = &mut result
+        && old.inline().is_none()
+    {
+        *old = keyspace.part(old, shard, 0..old.bytes(), deadline).await?.into();
+    }
+    Ok(result)
+}
+
+fn read_call(keyspace: Keyspace, jobs: Vec<Job<Read>>, values: bool) -> Call {
+    read(keyspace, jobs, values).boxed()
+}
+
+/// Large values are answered a few at a time, so that the first ones are sent before the next ones take their room.
+async fn read(keyspace: Keyspace, jobs: Vec<Job<Read>>, values: bool) -> Done {
     let mut answered = Vec::with_capacity(jobs.len());
     let mut untried = Untried::new(jobs);
-    while let Some(jobs) = untried.next() {
+    let mut large_bytes = 0;
+    while let Some(mut jobs) = untried.next() {
         let Some(deadline) = jobs.iter().map(|job| job.deadline).min() else { continue };
         let keys = jobs.iter().map(|job| job.work.key.clone()).collect();
-        match keyspace.get(keys, values, deadline).await {
-            Ok(found) => {
-                let now_ms = clock::wall_ms();
-                let pairs = jobs.iter().zip(found);
-                answered.extend(pairs.map(|(job, found)| job.answered(job.work.answer.reply(found, now_ms))));
+        let found = match keyspace.get(keys, values, deadline).await {
+            Ok(found) => found,
+            Err(error) if jobs.len() > 1 && error.is_request_error() => {
+                untried.halve(jobs);
+                continue;
             }
-            Err(error) if jobs.len() > 1 && error.is_request_error() => untried.halve(jobs),
-            Err(error) => fail(&mut answered, &jobs, &error),
+            Err(error) => {
+                fail(&mut answered, &jobs, &error);
+                continue;
+            }
+        };
+        let now_ms = clock::wall_ms();
+        for (at, mut found) in found.into_iter().enumerate() {
+            if let Some(large) = found.take_if(|found| values && found.value.inline().is_none()) {
+                if large_bytes > 0 && large_bytes + large.value_bytes > CALL_LARGE_BYTES_MAX {
+                    let mut rest = jobs.split_off(at);
+                    rest.extend(untried.all());
+                    return Done { answered, rest: Some(read_call(keyspace, rest, values)) };
+                }
+                large_bytes += large.value_bytes;
+                found = match keyspace.with_content(large, jobs[at].deadline).await {
+                    Ok(found) => found,
+                    Err(error) => {
+                        answered.push(jobs[at].answered(error_reply(&error)));
+                        continue;
+                    }
+                };
+            }
+            answered.push(jobs[at].answered(jobs[at].work.answer.reply(found, now_ms)));
         }
     }
-    answered
+    answered.into()
 }
 
 fn fail<W>(answered: &mut Vec<Answered>, jobs: &[Job<W>], error: &StoreError) {
@@ -152,6 +202,11 @@ impl<T> Untried<T> {
 
     fn next(&mut self) -> Option<Vec<T>> {
         self.0.pop()
+    }
+
+    /// All that is left, in order.
+    fn all(&mut self) -> impl Iterator<Item = T> {
+        std::mem::take(&mut self.0).into_iter().rev().flatten()
     }
 
     /// Tries this part again as two halves.

@@ -16,6 +16,8 @@ pub(crate) use info::{Facts, info_text, wants_keyspace};
 pub(crate) use task::run;
 pub(crate) use transaction::{Step, Watch, exec, watch};
 
+use futures_util::future::BoxFuture;
+
 use crate::{Protocol, Reply, window::Ordinal};
 
 /// A request that runs.
@@ -34,6 +36,22 @@ pub(crate) struct Answered {
     pub(crate) ordinal: Ordinal,
     pub(crate) protocol: Protocol,
     pub(crate) reply: Reply,
+}
+
+/// What a call has done.
+pub(crate) struct Done {
+    pub(crate) answered: Vec<Answered>,
+    /// The call for the requests that are not answered yet.
+    pub(crate) rest: Option<Call>,
+}
+
+/// A call for some requests.
+pub(crate) type Call = BoxFuture<'static, Done>;
+
+impl From<Vec<Answered>> for Done {
+    fn from(answered: Vec<Answered>) -> Self {
+        Self { answered, rest: None }
+    }
 }
 
 impl<W> Job<W> {

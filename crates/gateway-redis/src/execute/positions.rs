@@ -56,7 +56,9 @@ pub(super) async fn position_of(shared: &Shared, cursor: u64, deadline: Instant)
         return Ok(known);
     }
     let found = shared.store.get(COLLECTION, vec![key_of(cursor)], true, Consistency::Strong, deadline).await?;
-    Ok(found.into_iter().next().flatten().map(|found| found.value))
+    let Some(found) = found.into_iter().next().flatten() else { return Ok(None) };
+    let found = shared.store.with_content(COLLECTION, found, false, deadline).await?;
+    Ok(found.and_then(|found| found.value.into_inline().ok()))
 }
 
 async fn share(shared: &Shared, cursor: u64, from: &Bytes, deadline: Instant) -> Result<(), StoreError> {
@@ -66,7 +68,7 @@ async fn share(shared: &Shared, cursor: u64, from: &Bytes, deadline: Instant) ->
     }
     let kept_ms = u64::try_from(KEPT.as_millis()).unwrap_or(u64::MAX);
     let expiry = Expiry::At(clock::wall_ms().saturating_add(kept_ms));
-    let put = Action::Put { value: from.clone(), expiry, return_old: false };
+    let put = Action::Put { value: from.clone().into(), expiry, return_old: false };
     shared.store.write(COLLECTION, Vec::new(), vec![operation(key_of(cursor), None, put)], deadline).await.map(drop)
 }
 

@@ -12,6 +12,7 @@ use super::{all_keys, batch::by_shard, scan::scan, transaction::run_alone};
 use crate::{
     Database, Reply,
     answer::{error_reply, integer},
+    evaluate::clamp,
     keyspace::Keyspace,
     plan::{Task, operation},
     server::Shared,
@@ -24,6 +25,8 @@ const WRITE_KEYS_MAX: usize = 1_024;
 const MGET_KEYS_UNMEASURED_MAX: usize = 64;
 /// Bytes of values in the reply to one `MGET` that reads their lengths first.
 const MGET_BYTES_MAX: u64 = 32 << 20;
+/// How often values are read again because one of them was overwritten.
+const LOADS_MAX: usize = 4;
 /// When a client that found no room for its reply may try again.
 const RETRY_AFTER_MS: u64 = 100;
 
@@ -41,6 +44,7 @@ pub(crate) async fn run(
         Task::MSet(pairs) => calls.mset(pairs).await,
         Task::Del(keys) => return calls.del(keys).await,
         Task::Exists(keys) => calls.exists(keys).await,
+        Task::GetRange { key, start, end } => calls.get_range(key, start, end).await,
         Task::Evaluate(command) => return run_alone(shared, keyspace, &command, deadline).await,
         Task::Scan(query) => scan(shared, keyspace, query, deadline).await,
         Task::Keys(pattern) => all_keys::keys(keyspace, &pattern, deadline).await,
@@ -84,19 +88,44 @@ impl Calls<'_> {
         } else {
             self.keyspace.get_if_small(keys.clone(), self.deadline).await?
         };
-        if let Some(found) = small {
-            return Ok(values(found));
-        }
-        let found = self.get(&keys, false).await?;
+        let found = match small {
+            Some(found) if found.iter().flatten().all(|found| found.value.inline().is_some()) => {
+                return Ok(values(found));
+            }
+            Some(found) => found,
+            None => self.get(&keys, false).await?,
+        };
         let bytes: u64 = found.iter().flatten().map(|found| found.value_bytes).sum();
-        if bytes > MGET_BYTES_MAX {
+        if bytes > MGET_BYTES_MAX && keys.len() > 1 {
             return Ok(Reply::Error("ERR the values are too large for one reply; ask for fewer keys".into()));
         }
         let room = account.reserve(usize::try_from(bytes).unwrap_or(usize::MAX));
         let room = timeout_at(self.deadline.into(), room).await;
         account.works();
         let _room = room.map_err(|_| StoreError::Busy { retry_after_ms: RETRY_AFTER_MS })?;
-        Ok(values(self.get(&keys, true).await?))
+        for _ in 0..LOADS_MAX {
+            let mut found = self.get(&keys, true).await?;
+            match self.keyspace.load(found.iter_mut().flatten().collect(), 1, self.deadline).await {
+                // One was overwritten meanwhile.
+                Err(StoreError::ObjectsMissing { .. }) => {}
+                loaded => return loaded.map(|()| values(found)),
+            }
+        }
+        Err(StoreError::ObjectsUnavailable)
+    }
+
+    /// A part of a value. Of a large one, only that is read.
+    async fn get_range(&self, key: Bytes, start: i64, end: i64) -> Result<Reply, StoreError> {
+        for _ in 0..LOADS_MAX {
+            let found = self.get(std::slice::from_ref(&key), true).await?.into_iter().next().flatten();
+            let Some(found) = found else { break };
+            let Some((first, last)) = clamp(found.value_bytes, start, end) else { break };
+            match self.keyspace.part(&found.value, found.shard, first..last + 1, self.deadline).await {
+                Err(StoreError::ObjectsMissing { .. }) => {}
+                part => return part.map(Reply::Bulk),
+            }
+        }
+        Ok(Reply::Bulk(Bytes::new()))
     }
 
     async fn exists(&self, keys: Vec<Bytes>) -> Result<Reply, StoreError> {
@@ -106,7 +135,7 @@ impl Calls<'_> {
 
     /// Sets all keys in one atomic command.
     async fn mset(&self, pairs: Vec<(Bytes, Bytes)>) -> Result<Reply, StoreError> {
-        let put = |value| Action::Put { value, expiry: Expiry::Never, return_old: false };
+        let put = |value: Bytes| Action::Put { value: value.into(), expiry: Expiry::Never, return_old: false };
         self.write(pairs.into_iter().map(|(key, value)| operation(key, None, put(value))).collect()).await?;
         Ok(Reply::OK)
     }
@@ -139,7 +168,8 @@ impl Calls<'_> {
 
 /// The reply with the values of these records.
 fn values(found: Vec<Option<Found>>) -> Reply {
-    Reply::Array(found.into_iter().map(|found| Reply::bulk_or_null(found.map(|found| found.value))).collect())
+    let value = |found: Option<Found>| Reply::bulk_or_null(found.and_then(|found| found.value.into_inline().ok()));
+    Reply::Array(found.into_iter().map(value).collect())
 }
 
 /// Result of the removals in one shard.

@@ -166,6 +166,7 @@ impl<'a> Transaction<'a> {
         let operations = writes.iter().map(|write| write.operation.clone()).collect();
         match self.keyspace.write(self.watch_conditions(), operations, self.deadline).await {
             Ok(written) if written.results.len() == writes.len() => {
+                // None of them returns an old value: see `writes_of`.
                 Ok(Some(writes.iter().zip(written.results).map(|(write, result)| write.answer.reply(result)).collect()))
             }
             Ok(written) => Err(StoreError::OutcomeUnknown { shard: written.shard }),
@@ -201,9 +202,21 @@ impl<'a> Transaction<'a> {
         if self.watched.iter().any(|(key, watched)| version(key) != *watched) {
             return Ok(Attempt::Ended(None));
         }
-        let found = found.into_iter().filter(|(key, _)| keys.contains(key));
-        let view = View::new(found, values, self.now_ms);
-        let (replies, view) = self.evaluate(view).await?;
+        let mut found: BTreeMap<_, _> = found.into_iter().filter(|(key, _)| keys.contains(key)).collect();
+        let value_bytes_max = self.keyspace.value_bytes_max();
+        let (replies, view) = loop {
+            let view = View::new(found.clone(), values, value_bytes_max, self.now_ms);
+            let (replies, view) = self.evaluate(view).await?;
+            let wanted = view.wanted();
+            if wanted.is_empty() {
+                break (replies, view);
+            }
+            // Each time there are fewer of them.
+            match self.load(&mut found, wanted).await {
+                Err(StoreError::ObjectsMissing { .. }) => return Ok(Attempt::Changed),
+                loaded => loaded?,
+            }
+        };
         let mut conditions = self.watch_conditions();
         let watch_conditions = conditions.len();
         conditions.extend(view.conditions().filter(|(key, _)| !self.watched.contains_key(key)));
@@ -219,6 +232,22 @@ impl<'a> Transaction<'a> {
             Err(StoreError::ConditionFailed { .. }) => Ok(Attempt::Changed),
             Err(error) => Err(error),
         }
+    }
+
+    /// Reads the bytes of large values.
+    ///
+    /// # Errors
+    /// [`StoreError::ObjectsMissing`]: they have been overwritten.
+    async fn load(
+        &self,
+        found: &mut BTreeMap<Bytes, Option<Found>>,
+        wanted: BTreeSet<Bytes>,
+    ) -> Result<(), StoreError> {
+        // Where they are changed, there is a second copy.
+        let copies = if self.commands.iter().all(|command| command.only_reads()) { 1 } else { 2 };
+        let wanted: Vec<&mut Found> =
+            found.iter_mut().filter(|(key, _)| wanted.contains(*key)).filter_map(|(_, found)| found.as_mut()).collect();
+        self.keyspace.load(wanted, copies, self.deadline).await
     }
 
     /// The replies, and what was changed. Scripts run apart from the thread that serves everybody.

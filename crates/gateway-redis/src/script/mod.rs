@@ -247,7 +247,12 @@ mod tests {
     }
 
     fn view() -> View {
-        View::new([found("k", b"5", None), absent("n"), found("other", b"x", None)], true, 0)
+        View::new(
+            [found("k", b"5", None), absent("n"), found("other", b"x", None)],
+            true,
+            flotilla_api::VALUE_BYTES_MAX,
+            0,
+        )
     }
 
     fn eval(text: &str) -> Reply {

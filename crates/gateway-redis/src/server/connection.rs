@@ -25,7 +25,7 @@ use std::{
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use flotilla_gateway::{Account, Charge, ClientStream};
-use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{io::Interest, sync::watch, task::yield_now, time::sleep_until};
 
 use self::calls::Pending;
@@ -38,7 +38,7 @@ use super::{
 use crate::{
     Database, Decoder, DecoderLimits, Protocol, Reply,
     clients::Client,
-    execute::Answered,
+    execute::{Call, Done},
     window::{Ordinal, Window},
 };
 
@@ -70,7 +70,7 @@ pub(super) struct Connection {
     unyielded_bytes: usize,
     output: BytesMut,
     window: Window<Pending, (Protocol, Reply)>,
-    running: FuturesUnordered<BoxFuture<'static, Vec<Answered>>>,
+    running: FuturesUnordered<Call>,
     /// Requests that are not to be answered.
     silent: VecDeque<Ordinal>,
     /// A request that waits for the end of a pause.
@@ -264,8 +264,8 @@ impl Connection {
         // Collects all finished calls, so that their replies are sent together.
         let finished = poll_fn(|context| {
             let mut all = Vec::new();
-            while let Poll::Ready(Some(answered)) = running.poll_next_unpin(context) {
-                all.extend(answered);
+            while let Poll::Ready(Some(done)) = running.poll_next_unpin(context) {
+                all.push(done);
             }
             if all.is_empty() { Poll::Pending } else { Poll::Ready(all) }
         });
@@ -277,7 +277,12 @@ impl Connection {
             }
             () = self.session.connection().killed() => return Err(io::ErrorKind::ConnectionAborted.into()),
             () = self.shared.pause.changed(), if self.postponed.is_some() => {}
-            answered = finished => answered.into_iter().for_each(|answered| self.finish(answered)),
+            all = finished => {
+                for Done { answered, rest } in all {
+                    answered.into_iter().for_each(|answered| self.finish(answered));
+                    self.running.extend(rest);
+                }
+            }
             () = account.room(growth), if lacks_room => {}
             () = account.closing(), if !self.is_closing => self.give_up(TOO_MANY_BYTES)?,
             what = deadline => match what {
@@ -295,7 +300,10 @@ impl Connection {
 
     fn read(&mut self) -> io::Result<()> {
         if self.input.capacity() - self.input.len() < READ_BYTES_MIN {
-            self.input.reserve(self.read_bytes);
+            // Reserving would double it.
+            let mut grown = BytesMut::with_capacity(self.grown());
+            grown.extend_from_slice(&self.input);
+            self.input = grown;
         }
         let spare = self.input.capacity() - self.input.len();
         match self.stream.try_read_buf(&mut self.input) {

@@ -81,7 +81,7 @@ fn decode_operation(operation: BatchOperation) -> Result<Operation, Refusal> {
     }
     let expiry = ttl_ms.map_or(Ok(Expiry::Never), expires_in)?;
     let action = match (op, value, delta, ttl_ms.is_some()) {
-        (BatchVerb::Put, Some(value), None, _) => Action::Put { value, expiry, return_old: false },
+        (BatchVerb::Put, Some(value), None, _) => Action::Put { value: value.into(), expiry, return_old: false },
         (BatchVerb::Delete, None, None, false) => Action::Delete { return_old: false },
         (BatchVerb::Add, None, Some(delta), false) => Action::Add { delta },
         (BatchVerb::Append, Some(bytes), None, false) => Action::Append { bytes },
@@ -140,7 +140,7 @@ mod tests {
         .expect("a batch");
         assert_eq!(operations[0].key, Bytes::from_static(b"\0\xff"));
         assert_eq!(operations[0].condition, Some(Condition::Absent));
-        assert!(matches!(&operations[0].action, Action::Put { value, .. } if &value[..] == b"\xff"));
+        assert!(matches!(&operations[0].action, Action::Put { value, .. } if *value == b"\xff".to_vec().into()));
         assert_eq!(operations[1].action, Action::Add { delta: -3 });
         assert_eq!(operations[3].condition, Some(Condition::Version(Timestamp(5))));
         assert_eq!(operations[4].action, Action::Expire { expiry: Expiry::Never });

@@ -3,7 +3,11 @@
 
 use std::sync::Arc;
 
-use axum::{body::BodyDataStream, extract::Request, http::header};
+use axum::{
+    body::BodyDataStream,
+    extract::Request,
+    http::{HeaderMap, header},
+};
 use bytes::Bytes;
 use flotilla_api::ProblemType;
 use futures_util::StreamExt as _;
@@ -27,7 +31,7 @@ pub(super) const BATCH_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// A body in memory, counted until it is dropped.
 pub(super) struct BufferedBody {
     pub(super) bytes: Bytes,
-    _charge: Charge,
+    pub(super) charge: Charge,
 }
 
 /// Reads a body of at most `bytes_max`, or refuses it as `too_large`. What a refusal leaves unread is up to
@@ -41,10 +45,9 @@ pub(super) async fn read(
 ) -> Result<BufferedBody, Refusal> {
     let client = ClientConnection::of(&request)?;
     let slot = request.extensions().get::<Arc<RequestSlot>>().cloned();
-    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let refusal = || Refusal::new(too_large, format!("the body may have at most {bytes_max} bytes"));
-    if length.is_some_and(|bytes: u64| bytes > bytes_max as u64) {
-        return Err(refusal());
+    let length = announced(request.headers());
+    if length.is_some_and(|bytes| bytes > bytes_max as u64) {
+        return Err(ReadError::TooLong.refusal(too_large, bytes_max));
     }
     let length = length.and_then(|bytes| usize::try_from(bytes).ok());
     if let Some(slot) = &slot {
@@ -66,24 +69,11 @@ pub(super) async fn read(
         () = client.account.closing() => Err(ReadError::Busy),
     };
     client.set_phase(Phase::Working);
-    match ended {
-        Ok(()) => {}
-        Err(ReadError::TooLong) => return Err(refusal()),
-        Err(ReadError::Broken) => {
-            return Err(Refusal::new(ProblemType::MalformedRequest, "the body ended early or is malformed"));
-        }
-        Err(ReadError::Late) => {
-            return Err(Refusal::new(ProblemType::RequestTimeout, "the body did not arrive before the deadline"));
-        }
-        Err(ReadError::Slow) => {
-            return Err(Refusal::new(ProblemType::RequestTimeout, "the body arrives too slowly"));
-        }
-        Err(ReadError::Busy) => return Err(Refusal::busy("the clients of this node hold too many bytes")),
-    }
+    ended.map_err(|error| error.refusal(too_large, bytes_max))?;
     if let Some(slot) = &slot {
         slot.return_to()?;
     }
-    Ok(BufferedBody { bytes: arriving.whole.into(), _charge: arriving.charge })
+    Ok(BufferedBody { bytes: arriving.whole.into(), charge: arriving.charge })
 }
 
 /// Reads a JSON body of at most [`JSON_BYTES_MAX`].
@@ -101,13 +91,32 @@ pub(super) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal
     serde_json::from_slice(bytes).map_err(|error| Refusal::new(ProblemType::MalformedRequest, format!("JSON: {error}")))
 }
 
+/// The length of a body, if the client says it.
+pub(super) fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Why a body was not read to its end.
 #[derive(Debug, PartialEq, Eq)]
-enum ReadError {
+pub(super) enum ReadError {
     TooLong,
     Broken,
     Late,
     Slow,
     Busy,
+}
+
+impl ReadError {
+    /// The answer to a request whose body may have so many bytes.
+    pub(super) fn refusal(self, too_large: ProblemType, bytes_max: usize) -> Refusal {
+        match self {
+            Self::TooLong => Refusal::new(too_large, format!("the body may have at most {bytes_max} bytes")),
+            Self::Broken => Refusal::new(ProblemType::MalformedRequest, "the body ended early or is malformed"),
+            Self::Late => Refusal::new(ProblemType::RequestTimeout, "the body did not arrive before the deadline"),
+            Self::Slow => Refusal::new(ProblemType::RequestTimeout, "the body arrives too slowly"),
+            Self::Busy => Refusal::busy("the clients of this node hold too many bytes"),
+        }
+    }
 }
 
 /// A body as far as it has arrived.

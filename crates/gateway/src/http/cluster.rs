@@ -8,10 +8,10 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use flotilla_api::{
-    AuthorityStatus, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection, DIGEST_SHARDS_MAX,
-    DigestList, InvalidKeyId, InvalidTokenId, KeyId, KeyList, KeyReply, KeyRequest, NodeChange, NodeList, NodeVerb,
-    OperationInfo, OperationList, ProblemType, ScrubReport, Setting, SettingList, SettingRequest, ShardInfo, ShardList,
-    TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb, UpgradeStatus,
+    AuthorityStatus, ChangeCollection, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection,
+    DIGEST_SHARDS_MAX, DigestList, InvalidKeyId, InvalidTokenId, KeyId, KeyList, KeyReply, KeyRequest, NodeChange,
+    NodeList, NodeVerb, OperationInfo, OperationList, ProblemType, ScrubReport, Setting, SettingList, SettingRequest,
+    ShardInfo, ShardList, TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ use super::{
     problem::Refusal,
     raw::{Query, invalid, segment},
 };
-use crate::ChangeOptions;
+use crate::{ChangeOptions, StoreError};
 
 /// The last segment of the request's path, decoded.
 fn last_segment(request: &Request) -> Result<String, Refusal> {
@@ -104,6 +104,22 @@ pub(super) async fn create_collection(State(app): State<App>, request: Request) 
     let created: Collection = app.admin.create_collection(request, deadline.into_std()).await?;
     let detail = created.name.clone();
     Ok(audit::with_detail(Json(created), detail))
+}
+
+/// `GET /v1/collections/{name}`.
+pub(super) async fn collection(State(app): State<App>, request: Request) -> Result<Json<Collection>, Refusal> {
+    let name = last_segment(&request)?;
+    let found = app.admin.list_collections().into_iter().find(|collection| collection.name == name);
+    Ok(Json(found.ok_or(StoreError::CollectionNotFound(name))?))
+}
+
+/// `PATCH /v1/collections/{name}`.
+pub(super) async fn change_collection(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    let (name, deadline) = (last_segment(&request)?, deadline(request.headers())?);
+    let change: ChangeCollection = body::read_json(&app, request, deadline).await?;
+    let detail = format!("{name}: {change:?}");
+    let changed = app.admin.change_collection(name, change, deadline.into_std()).await?;
+    Ok(audit::with_detail(Json(changed), detail))
 }
 
 /// `DELETE /v1/collections/{name}`.

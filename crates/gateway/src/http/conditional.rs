@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use flotilla_kv::{Content, Value};
 use flotilla_types::ObjectId;
 
 use super::{problem::Refusal, raw::invalid};
@@ -16,13 +17,21 @@ use super::{problem::Refusal, raw::invalid};
 pub(super) struct EntityTag(ObjectId);
 
 impl EntityTag {
-    pub(super) fn of(value: &[u8]) -> Self {
-        Self(ObjectId::of(value))
+    pub(super) fn of(value: &Value) -> Self {
+        match &value.content {
+            Content::Inline(bytes) => Self(ObjectId::of(bytes)),
+            Content::Large(value) => Self(value.etag()),
+        }
+    }
+
+    /// As it is written.
+    pub(super) fn text(self) -> String {
+        format!("\"{}\"", self.0)
     }
 
     /// Adds it to the headers of an answer.
     pub(super) fn put(self, headers: &mut HeaderMap) {
-        if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", self.0)) {
+        if let Ok(tag) = HeaderValue::from_str(&self.text()) {
             headers.insert(header::ETAG, tag);
         }
     }
@@ -239,7 +248,7 @@ mod tests {
 
     fn part(fields: &[(HeaderName, &str)]) -> Part {
         let conditions = ReadConditions::of(&headers(fields)).expect("conditions");
-        conditions.part_of(EntityTag::of(VALUE), VALUE.len() as u64)
+        conditions.part_of(EntityTag::of(&VALUE.into()), VALUE.len() as u64)
     }
 
     fn quoted(value: &[u8]) -> String {
@@ -249,7 +258,7 @@ mod tests {
     #[test]
     fn a_tag_is_the_hash_of_the_value() {
         let mut headers = HeaderMap::new();
-        EntityTag::of(b"").put(&mut headers);
+        EntityTag::of(&Value::default()).put(&mut headers);
         let empty = "\"af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262\"";
         assert_eq!(headers[header::ETAG], empty);
     }
@@ -325,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_write_that_must_match_needs_a_record_and_one_that_must_not_needs_none() {
-        let (own, found) = (quoted(VALUE), Some(EntityTag::of(VALUE)));
+        let (own, found) = (quoted(VALUE), Some(EntityTag::of(&VALUE.into())));
         let condition = |name, tags: &str| WriteCondition::of(&headers(&[(name, tags)])).ok().flatten().expect("one");
         for (tags, holds) in [("*", true), (own.as_str(), true), ("\"x\"", false), (&format!("W/{own}"), false)] {
             let matches = condition(header::IF_MATCH, tags);
@@ -349,7 +358,7 @@ mod tests {
         fn any_text_is_parsed_or_refused(text in "[ -~]{0,40}") {
             let fields = [(header::IF_NONE_MATCH, text.as_str()), (header::RANGE, &text), (header::IF_RANGE, &text)];
             if let Ok(conditions) = ReadConditions::of(&headers(&fields)) {
-                let _ = conditions.part_of(EntityTag::of(b""), 0);
+                let _ = conditions.part_of(EntityTag::of(&Value::default()), 0);
             }
         }
     }

@@ -42,15 +42,16 @@ const UNLIMITED_ROUTES: &[&str] = &[
     "/",
 ];
 /// Routes for records. All other routes that are limited are of the administration.
-const RECORD_ROUTES: &[&str] = &["/v1/kv/{*rest}", "/v1/batch"];
+const RECORD_ROUTES: &[&str] =
+    &["/v1/kv/{*rest}", "/v1/kv-objects/{*rest}", "/v1/uploads/{upload}/objects", "/v1/batch"];
 /// Methods that pages of allowed origins may use.
 const CORS_METHODS: &str = "GET, HEAD, PUT, POST, DELETE";
 /// Request headers that they may send, beyond those that CORS always allows.
-const CORS_REQUEST_HEADERS: &str = "authorization, content-type, flotilla-timeout-ms, last-event-id, if-match, \
-                                    if-none-match, if-range, range";
+const CORS_REQUEST_HEADERS: &str = "authorization, content-type, flotilla-timeout-ms, flotilla-upload, \
+                                    flotilla-content-type, last-event-id, if-match, if-none-match, if-range, range";
 /// Response headers that they may read, likewise.
-const CORS_REPLY_HEADERS: &str = "flotilla-version, flotilla-timestamp, flotilla-served-by, flotilla-expires-at-ms, flotilla-token, etag, \
-     content-range, accept-ranges";
+const CORS_REPLY_HEADERS: &str = "flotilla-version, flotilla-timestamp, flotilla-served-by, flotilla-expires-at-ms, flotilla-token, \
+     flotilla-content-type, etag, content-range, accept-ranges";
 
 pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
     let started = Instant::now();
@@ -156,6 +157,13 @@ impl RequestSlot {
         *self.permit.lock() = None;
     }
 
+    /// Gives the place up for one among others, until that is dropped.
+    pub(super) fn among(&self, others: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Refusal> {
+        let place = others.clone().try_acquire_owned().map_err(|_| too_many_requests())?;
+        self.leave();
+        Ok(place)
+    }
+
     /// Takes a place again.
     ///
     /// # Errors
@@ -181,9 +189,11 @@ fn unknown_host() -> Refusal {
 fn may_be_a_form(headers: &HeaderMap) -> bool {
     let has_body = headers.contains_key(header::TRANSFER_ENCODING)
         || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
-    let is_json = |kind: &str| {
+    // Neither JSON nor arbitrary bytes are among the types of forms.
+    let is_none_of_forms = |kind: &str| {
         let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
+        let is_known = matches!(&kind[..], "application/json" | "application/octet-stream");
+        is_known || (kind.starts_with("application/") && kind.ends_with("+json"))
     };
     let kind = headers.get(header::CONTENT_TYPE);
     // Browsers add passwords that they know to requests of any page, but never a bearer token.
@@ -195,7 +205,7 @@ fn may_be_a_form(headers: &HeaderMap) -> bool {
             || headers.get(header::AUTHORIZATION).is_some_and(is_bearer)
     };
     match kind {
-        Some(kind) if kind.to_str().is_ok_and(is_json) => false,
+        Some(kind) if kind.to_str().is_ok_and(is_none_of_forms) => false,
         Some(_) => !own_header(),
         None => has_body && !own_header(),
     }

@@ -20,6 +20,8 @@ mod health;
 mod host;
 #[cfg(test)]
 mod hostile;
+mod incoming;
+mod objects;
 mod page;
 mod problem;
 mod raw;
@@ -30,6 +32,7 @@ mod scan;
 mod server;
 mod slots;
 mod stream;
+mod values;
 
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
 

@@ -5,7 +5,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use flotilla_api::{Problem, ProblemType, TextError};
+use flotilla_api::{OBJECT_REFS_MAX as MISSING_MAX, ObjectName, Problem, ProblemType, TextError};
 use flotilla_types::{NodeId, ShardId};
 
 use crate::{AdminError, Denied, StoreError, store::RETRY_AFTER_MS};
@@ -58,7 +58,7 @@ impl From<StoreError> for Refusal {
         let kind = match &error {
             StoreError::CollectionNotFound(_) => P::CollectionNotFound,
             StoreError::CollectionExists(_) => P::CollectionExists,
-            StoreError::Invalid(_) => P::InvalidArgument,
+            StoreError::Invalid(_) | StoreError::LargeValue => P::InvalidArgument,
             StoreError::KeySize { .. } => P::KeySize,
             StoreError::ValueTooLarge { .. } => P::ValueTooLarge,
             StoreError::BatchTooLarge { .. } => P::BatchTooLarge,
@@ -72,6 +72,10 @@ impl From<StoreError> for Refusal {
             StoreError::SnapshotExpired { .. } => P::SnapshotExpired,
             StoreError::DeadlineExceeded { .. } => P::DeadlineExceeded,
             StoreError::OutcomeUnknown { .. } => P::OutcomeUnknown,
+            StoreError::ObjectsMissing { .. } => P::ObjectsMissing,
+            StoreError::WrongReference => P::WrongReference,
+            StoreError::UploadEnded => P::UploadEnded,
+            StoreError::ObjectsUnavailable => P::Unavailable,
             StoreError::Draining => P::Draining,
             StoreError::Refused(_) => P::Refused,
         };
@@ -81,6 +85,9 @@ impl From<StoreError> for Refusal {
             StoreError::ConditionFailed { operation, found } => {
                 refusal.0.operation = Some(operation);
                 refusal.0.found_version = found;
+            }
+            StoreError::ObjectsMissing { missing } => {
+                refusal.0.missing = missing.into_iter().take(MISSING_MAX).map(ObjectName).collect();
             }
             StoreError::Unavailable { shard, leader } => refusal = refusal.about(shard, leader),
             StoreError::DeadlineExceeded { shard } => refusal = refusal.about(shard, None),

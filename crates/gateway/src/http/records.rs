@@ -1,6 +1,8 @@
 //! `/v1/kv/{collection}/{key}`: reads and writes of one record. Writes carry their conditions in the query, or as
 //! entity tags in headers.
 
+use std::ops::Range;
+
 use axum::{
     Json,
     body::{Body, HttpBody as _},
@@ -10,24 +12,28 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use flotilla_api::{DeleteReply, ProblemType, PutReply, VALUE_BYTES_MAX, header};
-use flotilla_kv::{Action, Condition, Expiry, Operation, OperationResult, Otherwise};
+use flotilla_api::{DeleteReply, ProblemType, PutReply, header};
+use flotilla_kv::{Action, Condition, Content, Expiry, Operation, OperationResult, Otherwise, Value};
 use flotilla_types::{ShardId, Timestamp};
 use tokio::time::Instant;
 
 use super::{
-    App, body,
+    App,
     client::ClientConnection,
     conditional::{EntityTag, Part, ReadConditions, WriteCondition},
     deadline, guard,
     problem::Refusal,
     raw::{Query, Target, invalid},
     routes, scan, unix_ms,
+    values::{self, ArrivedValue},
 };
-use crate::{Consistency, Found, Right, StoreError, Written};
+use crate::{Consistency, Found, Right, StoreError, Written, store::Opened};
 
 /// How often a write with entity tags reads the record, if it changes meanwhile.
 const TAG_READS_MAX: usize = 4;
+
+/// How often a value is opened again because it was overwritten meanwhile.
+const OBJECT_READS_MAX: usize = 4;
 
 /// The path before the collection.
 const PREFIX: &str = "/v1/kv/";
@@ -67,20 +73,56 @@ async fn get(
     let consistency = query.consistency()?;
     let deadline = deadline(request.headers())?;
     let conditions = ReadConditions::of(request.headers())?;
+    let wants_ref = values::wants_reference(request.headers());
     let client = ClientConnection::of(&request)?;
     // Room for the value, until its own bytes are counted. Its tag needs it also if it is not sent.
-    let _room = client.expect_answer(deadline).await?;
+    let room = client.expect_answer(deadline).await?;
     let found = app.store.get(&collection, vec![key], true, consistency, deadline.into_std()).await?;
-    let found = found.into_iter().next().flatten().ok_or_else(key_not_found)?;
-    let tag = EntityTag::of(&found.value);
-    let part = match (conditions.part_of(tag, found.value_bytes), include) {
-        // A range is for GET (RFC 9110, §14.2).
-        (Part::Bytes(_) | Part::OutOfRange, Include::HeadersOnly) => Part::Whole,
-        (part, _) => part,
+    let mut found = found.into_iter().next().flatten().ok_or_else(key_not_found)?;
+    for _ in 0..OBJECT_READS_MAX {
+        let tag = EntityTag::of(&found.value);
+        if wants_ref && let Content::Large(value) = &found.value.content {
+            return values::reference(value, &found, tag, &conditions, include == Include::HeadersOnly);
+        }
+        let part = match (conditions.part_of(tag, found.value_bytes), include) {
+            // A range is for GET (RFC 9110, §14.2).
+            (Part::Bytes(_) | Part::OutOfRange, Include::HeadersOnly) => Part::Whole,
+            (part, _) => part,
+        };
+        let body = match (&found.value.content, sent(&part, &found, include)) {
+            (_, None) => Body::empty(),
+            // Values in records fit in memory.
+            (Content::Inline(value), Some(bytes)) => Body::from(value.slice(bytes.start as usize..bytes.end as usize)),
+            (Content::Large(value), Some(bytes)) => {
+                let opened = app.store.open(&collection, &found, value, bytes, deadline.into_std()).await?;
+                match opened {
+                    Opened::Part(reader) => {
+                        drop(room);
+                        let body = values::stream(reader, value, &client, deadline).await?;
+                        return response(&found, tag, part, body);
+                    }
+                    Opened::Changed(now) => {
+                        found = now.ok_or_else(key_not_found)?;
+                        continue;
+                    }
+                }
+            }
+        };
+        let response = response(&found, tag, part, body)?;
+        client.answered(response.body().size_hint().lower() as usize);
+        return Ok(response);
+    }
+    Err(StoreError::ObjectsUnavailable.into())
+}
+
+/// The bytes of the value that an answer has; none without a body.
+fn sent(part: &Part, found: &Found, include: Include) -> Option<Range<u64>> {
+    let bytes = match part {
+        Part::Whole => 0..found.value_bytes,
+        Part::Bytes(bytes) => bytes.clone(),
+        Part::NotModified | Part::Changed | Part::OutOfRange => return None,
     };
-    let response = response(found, tag, part, include)?;
-    client.answered(response.body().size_hint().lower() as usize);
-    Ok(response)
+    (include == Include::Value && !bytes.is_empty()).then_some(bytes)
 }
 
 /// Writes with a condition: one of the query, or one of the headers, for which the record is read first. If it
@@ -125,17 +167,17 @@ async fn put(app: App, collection: String, key: Bytes, request: Request) -> Resu
     let mut query = Query::parse(request.uri().query(), &["if_version", "if_absent", "ttl_ms"])?;
     let condition = condition(query.number("if_version")?, query.flag("if_absent")?.unwrap_or(false))?;
     let expiry = query.number("ttl_ms")?.map_or(Ok(Expiry::Never), expires_in)?;
-    let deadline = deadline(request.headers())?;
     let (headers, client) = (request.headers().clone(), ClientConnection::of(&request)?);
-    let body = body::read(&app, request, VALUE_BYTES_MAX, ProblemType::ValueTooLarge, deadline).await?;
-    let action = Action::Put { value: body.bytes.clone(), expiry, return_old: false };
+    let ArrivedValue { value, kept, deadline } = values::receive(&app, &collection, request).await?;
+    let tag = EntityTag::of(&value);
+    let action = Action::Put { value, expiry, return_old: false };
     let operation = Operation { key, condition, otherwise: Otherwise::Refuse, action };
-    let written = write_if(&app, &collection, &headers, &client, operation, deadline).await?;
-    let Written { timestamp, results, shard } = written;
+    let written = write_if(&app, &collection, &headers, &client, operation, deadline).await;
+    let Written { timestamp, results, shard } = kept.after(written)?;
     match results.first() {
         Some(&OperationResult::Written { version, .. }) => {
             let mut response = Json(PutReply { version, timestamp, token: token(timestamp) }).into_response();
-            EntityTag::of(&body.bytes).put(response.headers_mut());
+            tag.put(response.headers_mut());
             Ok(response)
         }
         _ => Err(unexpected_result(shard)),
@@ -199,7 +241,7 @@ fn key_not_found() -> Refusal {
 }
 
 /// The answer to a read of a record.
-fn response(found: Found, tag: EntityTag, part: Part, include: Include) -> Result<Response, Refusal> {
+fn response(found: &Found, tag: EntityTag, part: Part, body: Body) -> Result<Response, Refusal> {
     let (status, bytes) = match part {
         Part::Whole => (StatusCode::OK, 0..found.value_bytes),
         Part::Bytes(bytes) => (StatusCode::PARTIAL_CONTENT, bytes),
@@ -207,10 +249,7 @@ fn response(found: Found, tag: EntityTag, part: Part, include: Include) -> Resul
         Part::Changed => return Err(StoreError::ConditionFailed { operation: 0, found: Some(found.version) }.into()),
         Part::OutOfRange => return Ok(out_of_range(found.value_bytes)),
     };
-    let has_body = include == Include::Value && !bytes.is_empty();
-    // Values fit in memory.
-    let value = has_body.then(|| found.value.slice(bytes.start as usize..bytes.end as usize));
-    let mut response = Response::new(value.map_or_else(Body::empty, Body::from));
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     tag.put(headers);
@@ -224,9 +263,16 @@ fn response(found: Found, tag: EntityTag, part: Part, include: Include) -> Resul
             headers.insert(names::CONTENT_RANGE, range);
         }
     }
-    // A value is arbitrary data: a browser must not run it under this origin.
-    headers.insert(names::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(names::CONTENT_TYPE, media_type(&found.value));
+    facts(found, headers);
+    Ok(response)
+}
+
+/// What is said of a record in the headers of an answer.
+pub(super) fn facts(found: &Found, headers: &mut HeaderMap) {
+    // A value is arbitrary data: a browser must not run it under this origin, whatever its type says.
     headers.insert(names::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(names::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox; default-src 'none'"));
     // A cache of the client may keep it, and must ask each time whether it is current.
     headers.insert(names::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.insert(header::VERSION, HeaderValue::from(found.version.0));
@@ -238,7 +284,14 @@ fn response(found: Found, tag: EntityTag, part: Part, include: Include) -> Resul
     if let Some(expires_at_ms) = found.expires_at_ms {
         headers.insert(header::EXPIRES_AT_MS, HeaderValue::from(expires_at_ms));
     }
-    Ok(response)
+}
+
+/// The media type that the client gave, or that of any bytes.
+fn media_type(value: &Value) -> HeaderValue {
+    let given = Some(&value.media_type).filter(|given| !given.is_empty());
+    given
+        .and_then(|given| HeaderValue::from_bytes(given).ok())
+        .unwrap_or(HeaderValue::from_static("application/octet-stream"))
 }
 
 fn out_of_range(value_bytes: u64) -> Response {
@@ -273,7 +326,7 @@ mod tests {
     fn found() -> Found {
         Found {
             key: Bytes::from_static(b"k"),
-            value: Bytes::from_static(b"0123456789"),
+            value: Bytes::from_static(b"0123456789").into(),
             version: Timestamp(9),
             expires_at_ms: None,
             value_bytes: 10,
@@ -283,7 +336,10 @@ mod tests {
     }
 
     fn answer(part: Part, include: Include) -> Response {
-        response(found(), EntityTag::of(b"0123456789"), part, include).expect("an answer")
+        let body = sent(&part, &found(), include).map_or_else(Body::empty, |bytes| {
+            Body::from(found().value.inline().expect("bytes").slice(bytes.start as usize..bytes.end as usize))
+        });
+        response(&found(), EntityTag::of(&found().value), part, body).expect("an answer")
     }
 
     #[test]
@@ -315,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_changed_value_and_a_range_outside_of_it_are_refused() {
-        let changed = response(found(), EntityTag::of(b"0123456789"), Part::Changed, Include::Value);
+        let changed = response(&found(), EntityTag::of(&found().value), Part::Changed, Body::empty());
         assert_eq!(changed.err().map(|refusal| refusal.kind()), Some(ProblemType::ConditionFailed));
         let outside = answer(Part::OutOfRange, Include::Value);
         assert_eq!(outside.status(), StatusCode::RANGE_NOT_SATISFIABLE);

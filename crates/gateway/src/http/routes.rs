@@ -11,7 +11,7 @@ use axum::{
 };
 use flotilla_api::ProblemType;
 
-use super::{App, audit, batch, cluster, events, guard, health, page, problem::Refusal, records, rpc};
+use super::{App, audit, batch, cluster, events, guard, health, objects, page, problem::Refusal, records, rpc};
 use crate::Right;
 
 /// One entry of the route table.
@@ -46,6 +46,8 @@ impl Rights {
     const ADMINISTER: Self = Self::new(Right::Administer, Right::Administer);
     /// The handlers also check the collection.
     const RECORDS: Self = Self::new(Right::Read, Right::Write);
+    /// Those that change no record.
+    const READS: Self = Self::new(Right::Read, Right::Read);
 }
 
 fn table() -> Vec<Route> {
@@ -57,6 +59,18 @@ fn table() -> Vec<Route> {
             Rights::RECORDS,
             any(records::dispatch),
         ),
+        route(
+            "/v1/kv-objects/{*rest}",
+            &[("/v1/kv-objects/{collection}/{key}", &["post"])],
+            Rights::READS,
+            post(objects::of_record),
+        ),
+        route(
+            "/v1/uploads/{upload}/objects",
+            &[("/v1/uploads/{upload}/objects", &["post"])],
+            Rights::RECORDS,
+            post(objects::upload),
+        ),
         route("/v1/batch", &[("/v1/batch", &["post"])], Rights::RECORDS, post(batch::apply)),
         route(
             "/v1/collections",
@@ -66,9 +80,9 @@ fn table() -> Vec<Route> {
         ),
         route(
             "/v1/collections/{name}",
-            &[("/v1/collections/{name}", &["delete"])],
+            &[("/v1/collections/{name}", &["get", "patch", "delete"])],
             Rights::OPERATE,
-            delete(cluster::drop_collection),
+            get(cluster::collection).patch(cluster::change_collection).delete(cluster::drop_collection),
         ),
         route("/v1/cluster/status", &[("/v1/cluster/status", &["get"])], Rights::INSPECT, get(cluster::status)),
         route("/v1/cluster/nodes", &[("/v1/cluster/nodes", &["get"])], Rights::INSPECT, get(cluster::nodes)),

@@ -1,5 +1,7 @@
 //! `POST /v1/rpc`: JSON-RPC 2.0 for the same calls as the other routes.
 
+use std::sync::Arc;
+
 use axum::{
     Json,
     extract::{Request, State},
@@ -10,13 +12,22 @@ use flotilla_api::{NodeList, NodeVerb, ProblemType, TokenRequest};
 use flotilla_types::NodeId;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
-use super::{App, audit, body, deadline, guard, problem::Refusal};
-use crate::{ChangeOptions, Grant, Right};
+use super::{
+    App, audit, body, deadline,
+    guard::{self, RequestSlot},
+    objects,
+    problem::Refusal,
+};
+use crate::{ChangeOptions, Grant, Right, StoreError};
 
 /// Calls in one request.
 const CALLS_MAX: usize = 64;
+/// Longest body: 4,096 references of objects.
+const BODY_BYTES_MAX: usize = 1 << 20;
+/// Methods that are about objects, of which a request may have one: their answers are long.
+const OBJECTS: &str = "objects.";
 // Error codes of JSON-RPC.
 const PARSE_ERROR: i32 = -32_700;
 const INVALID_REQUEST: i32 = -32_600;
@@ -28,10 +39,21 @@ const REFUSED: i32 = -32_000;
 pub(super) async fn call(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let deadline = deadline(request.headers())?;
     let grant = guard::grant_of(&request)?;
-    let body = body::read(&app, request, body::JSON_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
+    let slot = request.extensions().get::<Arc<RequestSlot>>().cloned();
+    let body = body::read(&app, request, BODY_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
+    let calls: Result<Value, _> = serde_json::from_slice(&body.bytes);
+    let about_objects = calls.as_ref().map_or(0, count_about_objects);
+    // They are requests for records, and take no place of the administration.
+    let _place = match slot.filter(|_| about_objects > 0) {
+        Some(slot) => Some(slot.among(&app.requests)?),
+        None => None,
+    };
     // The methods that the audit log is about.
     let mut audited = Vec::new();
-    let answer = match serde_json::from_slice(&body.bytes) {
+    let answer = match calls {
+        Ok(Value::Array(_)) if about_objects > 1 => {
+            Some(error_response(Value::Null, &Failure::new(INVALID_REQUEST, "a batch may have one call about objects")))
+        }
         Err(_) => Some(error_response(Value::Null, &Failure::new(PARSE_ERROR, "the body is not JSON"))),
         Ok(Value::Array(calls)) if calls.is_empty() || calls.len() > CALLS_MAX => {
             Some(error_response(Value::Null, &Failure::new(INVALID_REQUEST, "a batch must have 1 to 64 calls")))
@@ -104,10 +126,11 @@ async fn answer(app: &App, grant: &Grant, value: Value, audited: &mut Vec<String
     };
     let right = right_of(&call.method);
     if right != Right::Inspect {
-        audited.push(format!("{} {}", call.method, call.parameters));
+        let is_long = call.method.starts_with(OBJECTS);
+        audited.push(if is_long { call.method.clone() } else { format!("{} {}", call.method, call.parameters) });
     }
     let result = match grant.check(right) {
-        Ok(()) => dispatch(app, &call.method, call.parameters, deadline).await,
+        Ok(()) => dispatch(app, grant, &call.method, call.parameters, deadline).await,
         Err(denied) => Err(Failure::from(Refusal::from(denied))),
     };
     let id = call.id?;
@@ -137,16 +160,35 @@ struct RemoveNode {
 #[serde(deny_unknown_fields)]
 struct NoParameters {}
 
-/// The right that a method needs.
+/// How many calls are about objects.
+fn count_about_objects(calls: &Value) -> usize {
+    let is_one = |call: &&Value| call["method"].as_str().is_some_and(|method| method.starts_with(OBJECTS));
+    match calls {
+        Value::Array(calls) => calls.iter().filter(is_one).count(),
+        call => usize::from(is_one(&call)),
+    }
+}
+
+/// The right that a method needs. `objects.need` checks that to its collection by itself.
 fn right_of(method: &str) -> Right {
     match method {
-        "cluster.join_token.create" => Right::Administer,
+        "cluster.join_token.create" | "objects.missing" | "objects.fetch" | "objects.pull" => Right::Administer,
         "cluster.node.remove" => Right::Operate,
         _ => Right::Inspect,
     }
 }
 
-async fn dispatch(app: &App, method: &str, parameters: Value, deadline: Instant) -> Result<Value, Failure> {
+async fn dispatch(
+    app: &App,
+    grant: &Grant,
+    method: &str,
+    parameters: Value,
+    deadline: Instant,
+) -> Result<Value, Failure> {
+    if method.starts_with(OBJECTS) {
+        let answered = timeout_at(deadline, about_objects(app, grant, method, parameters, deadline)).await;
+        return answered.unwrap_or_else(|_| Err(Refusal::from(StoreError::DeadlineExceeded { shard: None }).into()));
+    }
     let deadline = deadline.into_std();
     match method {
         "cluster.status" => {
@@ -167,6 +209,22 @@ async fn dispatch(app: &App, method: &str, parameters: Value, deadline: Instant)
             app.admin.change_node(id, NodeVerb::Remove, options, deadline).await.map_err(Refusal::from)?;
             Ok(json!({ "removed": id }))
         }
+        _ => Err(Failure::new(METHOD_NOT_FOUND, "there is no such method")),
+    }
+}
+
+async fn about_objects(
+    app: &App,
+    grant: &Grant,
+    method: &str,
+    parameters: Value,
+    deadline: Instant,
+) -> Result<Value, Failure> {
+    match method {
+        "objects.need" => encode(objects::need(app, grant, parse(parameters)?).await?),
+        "objects.missing" => encode(objects::missing(app, parse(parameters)?).await?),
+        "objects.fetch" => encode(objects::fetch(app, parse(parameters)?).await?),
+        "objects.pull" => encode(objects::pull(app, parse(parameters)?, deadline).await?),
         _ => Err(Failure::new(METHOD_NOT_FOUND, "there is no such method")),
     }
 }

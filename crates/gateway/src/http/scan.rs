@@ -17,15 +17,20 @@ use axum::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use flotilla_api::{Encoding, KEY_BYTES_MAX, SCAN_ITEMS_DEFAULT, SCAN_ITEMS_MAX, ScanItem, ScanPage};
+use tokio::time::Instant;
 
 use super::{
     App,
     client::ClientConnection,
+    conditional::EntityTag,
     deadline,
     problem::Refusal,
     raw::{Query, invalid},
 };
-use crate::{Consistency, Page, Scan, ScanSnapshot, SnapshotId};
+use crate::{Consistency, Found, Page, Scan, ScanSnapshot, SnapshotId, StoreError};
+
+/// Bytes of values in a page, when some of them are large.
+const CONTENT_BYTES_MAX: u64 = 4 << 20;
 
 const PARAMETER_NAMES: &[&str] =
     &["prefix", "start", "end", "limit", "cursor", "snapshot", "encoding", "values", "consistency", "token"];
@@ -38,8 +43,77 @@ pub(super) async fn page(app: App, collection: String, request: Request) -> Resu
     // Room for the values, until the bytes of the answer are counted.
     let _room = if values { Some(client.expect_answer(deadline).await?) } else { None };
     let page = app.store.scan(&collection, scan, consistency, deadline.into_std()).await?;
-    client.answered(page.records.iter().map(|record| record.key.len() + record.value.len()).sum());
+    let page = if values { contents(&app, &collection, page, deadline).await? } else { page };
+    client.answered(page.records.iter().map(|record| record.key.len() + record.value.stored_bytes()).sum());
     Ok(Json(to_json(page, encoding, values)?).into_response())
+}
+
+/// Reads the large values of a page, up to its bytes. One that does not fit ends the page; as the first with bytes it
+/// stays a reference.
+async fn contents(app: &App, collection: &str, page: Page, deadline: Instant) -> Result<Page, Refusal> {
+    let mut left = Left::default();
+    let mut records = Vec::with_capacity(page.records.len());
+    for record in page.records {
+        let from = record.key.clone();
+        let ends = |records| Ok(Page { records, cursor: Some(from), snapshot: page.snapshot });
+        match left.take(&record) {
+            Fit::Whole => {}
+            Fit::Reference => {
+                records.push(record);
+                continue;
+            }
+            Fit::NextPage => return ends(records),
+        }
+        if record.value.inline().is_some() {
+            records.push(record);
+            continue;
+        }
+        match app.store.with_content(collection, record, page.snapshot.is_some(), deadline.into_std()).await {
+            Ok(record) => records.extend(record),
+            // Whoever waits for a page gets what there is.
+            Err(StoreError::DeadlineExceeded { .. } | StoreError::Busy { .. }) if !records.is_empty() => {
+                return ends(records);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Page { records, ..page })
+}
+
+/// The bytes that a page may still have.
+struct Left {
+    bytes: u64,
+    is_full: bool,
+}
+
+impl Default for Left {
+    fn default() -> Self {
+        Self { bytes: CONTENT_BYTES_MAX, is_full: true }
+    }
+}
+
+/// How much of a record a page has.
+#[derive(Debug, PartialEq, Eq)]
+enum Fit {
+    Whole,
+    /// No page could have its value.
+    Reference,
+    NextPage,
+}
+
+impl Left {
+    fn take(&mut self, record: &Found) -> Fit {
+        let is_large = record.value.inline().is_none();
+        match self.bytes.checked_sub(record.value_bytes) {
+            Some(left) => self.bytes = left,
+            // Values in records are bounded by the store.
+            None if !is_large => self.bytes = 0,
+            None if self.is_full => return Fit::Reference,
+            None => return Fit::NextPage,
+        }
+        self.is_full &= record.value_bytes == 0;
+        Fit::Whole
+    }
 }
 
 /// The parameters of a scan.
@@ -125,14 +199,16 @@ fn parse_cursor(text: &str) -> Result<(Bytes, Option<SnapshotId>), Refusal> {
 fn to_json(page: Page, encoding: Option<Encoding>, values: bool) -> Result<ScanPage, Refusal> {
     let mut items = Vec::with_capacity(page.records.len());
     for record in page.records {
-        let value = if values { &record.value[..] } else { &[] };
+        let is_given = values && record.value.inline().is_some();
+        let value = record.value.inline().filter(|_| values).map_or(&[][..], |value| value);
         let (encoding, says) = match encoding {
             Some(encoding) => (encoding, Encoding::default()),
             None => [Encoding::for_all(&[&record.key, value]); 2].into(),
         };
         items.push(ScanItem {
             key: encoding.encode(&record.key)?,
-            value: if values { Some(encoding.encode(value)?) } else { None },
+            value: if is_given { Some(encoding.encode(value)?) } else { None },
+            etag: (values && !is_given).then(|| EntityTag::of(&record.value).text()),
             encoding: says,
             version: record.version,
             value_bytes: record.value_bytes,
@@ -145,11 +221,12 @@ fn to_json(page: Page, encoding: Option<Encoding>, values: bool) -> Result<ScanP
 #[cfg(test)]
 mod tests {
     use flotilla_api::ProblemType;
+    use flotilla_kv::{Content, Value};
     use flotilla_types::{NodeId, ShardId, Timestamp};
+    use flotilla_values::{Chunking, Cutter};
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::Found;
 
     #[test]
     fn bounds_are_decoded_as_bytes_and_the_cursor_as_base64() {
@@ -233,7 +310,7 @@ mod tests {
         let page = || Page {
             records: vec![Found {
                 key: Bytes::from_static(b"k"),
-                value: Bytes::from_static(b"\xff"),
+                value: Bytes::from_static(b"\xff").into(),
                 version: Timestamp(1),
                 expires_at_ms: None,
                 value_bytes: 1,
@@ -255,7 +332,7 @@ mod tests {
     fn a_binary_record_costs_no_page() {
         let record = |key, value| Found {
             key: Bytes::from_static(key),
-            value: Bytes::from_static(value),
+            value: Bytes::from_static(value).into(),
             version: Timestamp(1),
             expires_at_ms: None,
             value_bytes: 1,
@@ -270,6 +347,32 @@ mod tests {
         assert_eq!(items, [("k", Some("text"), text), ("bA==", Some("/w=="), base64), ("/g==", Some(""), base64)]);
         let said = serde_json::to_string(&page.items).expect("JSON");
         assert_eq!(said.matches(r#""encoding":"base64""#).count(), 2, "text needs no word: {said}");
+    }
+
+    #[test]
+    fn a_large_value_that_does_not_fit_ends_the_page_and_as_its_first_stays_a_reference() {
+        let record = |bytes: u64| {
+            let mut cutter = Cutter::new(Chunking::default(), u64::MAX);
+            let mut content = &b"x"[..];
+            while cutter.push(&mut content).expect("no limit").is_some() {}
+            let content = Content::Large(cutter.finish().value);
+            Found {
+                key: Bytes::from_static(b"k"),
+                value: Value { content, media_type: Bytes::new() },
+                version: Timestamp(1),
+                expires_at_ms: None,
+                value_bytes: bytes,
+                served_by: NodeId(1),
+                shard: ShardId(1),
+            }
+        };
+        let mut left = Left::default();
+        let fits = [CONTENT_BYTES_MAX + 1, 1, CONTENT_BYTES_MAX - 1, 0, 1].map(|bytes| left.take(&record(bytes)));
+        assert_eq!(fits, [Fit::Reference, Fit::Whole, Fit::Whole, Fit::Whole, Fit::NextPage]);
+        let page = Page { records: vec![record(CONTENT_BYTES_MAX + 1)], ..Page::default() };
+        let json = to_json(page, None, true).expect("a page");
+        let tag = json.items[0].etag.as_deref().expect("a tag");
+        assert!(json.items[0].value.is_none() && tag.starts_with('"'), "{tag}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Why a call to the store failed.
 
-use flotilla_types::{NodeId, ShardId, Timestamp};
+use flotilla_types::{NodeId, ObjectId, ShardId, Timestamp};
 
 /// Why a shard did not answer a read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +108,24 @@ pub enum StoreError {
         /// The shard.
         shard: ShardId,
     },
+    /// An append to a large value, whose key other writes of the batch change as well. Nothing was written.
+    #[error("a large value can be appended to only once in a batch that does not change it otherwise")]
+    LargeValue,
+    /// Objects of a value are not on this node, and no other node has them. Nothing was written.
+    #[error("{} objects of the value are missing; upload them, and try again", missing.len())]
+    ObjectsMissing {
+        /// The first of them.
+        missing: Vec<ObjectId>,
+    },
+    /// The objects of a reference make up another value, or are cut in another way than this collection's.
+    #[error("the objects make up another value than the reference says, or are not cut as in this collection")]
+    WrongReference,
+    /// The upload has ended. Nothing was written.
+    #[error("the upload has ended; begin another one, and ask for all of its objects again")]
+    UploadEnded,
+    /// Objects of a value cannot be read or stored at present. Nothing was written.
+    #[error("objects of the value cannot be read or stored at present; try again, or at another node")]
+    ObjectsUnavailable,
     /// This node is draining.
     #[error("this node is draining; use another one")]
     Draining,
@@ -130,6 +148,8 @@ impl StoreError {
                 | Self::CrossShard
                 | Self::NotAnInteger
                 | Self::Overflow
+                | Self::LargeValue
+                | Self::ObjectsMissing { .. }
         )
     }
 }

@@ -7,12 +7,16 @@
 mod batcher;
 mod collections;
 mod error;
+mod large;
+mod objects;
+mod peers;
 mod read;
 mod routes;
 mod scan;
 mod sessions;
 mod snapshots;
 mod types;
+mod values;
 mod write;
 
 use std::{
@@ -28,6 +32,7 @@ use flotilla_api::KEY_BYTES_MAX;
 use flotilla_control::{ShardError, Shards, clock};
 use flotilla_placement::{Collection, ShardMap};
 use flotilla_route::GatewayStart;
+use flotilla_storage::ValueObjects;
 use flotilla_types::{NodeId, ShardId};
 
 use batcher::Batchers;
@@ -35,7 +40,10 @@ use read::PendingRead;
 use write::PendingWrite;
 
 pub use error::StoreError;
+pub(crate) use large::{Opened, ValueRules};
+pub(crate) use objects::Lacking;
 pub use types::{Consistency, Counted, Found, Page, Scan, ScanSnapshot, SnapshotId, Written};
+pub(crate) use values::{Encoding, FramesError, HOLD_TIME, Hold, UPLOAD_TIME, ValueReader, ValueWriter};
 
 /// Keys of one read.
 pub const READ_KEYS_MAX: usize = 4_096;
@@ -60,17 +68,20 @@ struct Inner {
     swept_version: AtomicU64,
     refreshes: collections::Refreshes,
     snapshots: snapshots::SnapshotIds,
+    values: values::Values,
 }
 
 impl Store {
-    /// Creates a store over this node's access to the shards. `start` is random, and new at every start.
+    /// Creates a store over this node's access to the shards and its objects. `start` is random, and new at every
+    /// start.
     #[must_use]
-    pub fn new(shards: Shards, start: GatewayStart) -> Self {
+    pub fn new(shards: Shards, objects: Arc<dyn ValueObjects>, start: GatewayStart) -> Self {
+        let values = values::Values::new(objects, Arc::new(peers::Peers(shards.clone())));
         let snapshots = snapshots::SnapshotIds::new(start);
         let sessions = sessions::Sessions::new(start);
         let (writes, reads) = (Batchers::default(), Batchers::default());
         let (swept_version, refreshes) = (AtomicU64::new(0), collections::Refreshes::default());
-        Self { inner: Arc::new(Inner { shards, sessions, writes, reads, swept_version, refreshes, snapshots }) }
+        Self { inner: Arc::new(Inner { shards, sessions, writes, reads, swept_version, refreshes, snapshots, values }) }
     }
 
     /// The shard of each key, or `None` where no shard is known. A write may name keys of one shard only.
@@ -120,6 +131,7 @@ impl Store {
                     None => StoreError::Unavailable { shard: Some(shard), leader: None },
                 }
             }
+            ShardError::ObjectsMissing => StoreError::ObjectsMissing { missing: Vec::new() },
             ShardError::Unavailable | ShardError::Stale => {
                 StoreError::Unavailable { shard: Some(shard), leader: self.leader(shard) }
             }

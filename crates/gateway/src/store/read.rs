@@ -458,7 +458,7 @@ mod tests {
     fn of_size(value_bytes: u64) -> Option<Found> {
         Some(Found {
             key: Bytes::new(),
-            value: Bytes::new(),
+            value: Bytes::new().into(),
             version: flotilla_types::Timestamp(1),
             expires_at_ms: None,
             value_bytes,

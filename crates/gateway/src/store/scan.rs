@@ -99,7 +99,7 @@ impl Store {
                     }
                 };
             for record in page {
-                bytes += record.key.len() + record.value.len();
+                bytes += record.key.len() + record.value.stored_bytes();
                 records.push(found(record, node, route.shard));
             }
             // Without a `next`, the rest is in other shards, if there is any. With one and room for more
@@ -261,7 +261,7 @@ fn merge(pages: Vec<BucketPage>, items_max: usize) -> Page {
         if bytes >= PAGE_BYTES_MAX {
             break;
         }
-        bytes += record.key.len() + record.value.len();
+        bytes += record.key.len() + record.value.stored_bytes();
         fitting += 1;
     }
     let is_cut = fitting < records.len();
@@ -283,7 +283,7 @@ mod tests {
     fn record(key: &'static str) -> Found {
         Found {
             key: Bytes::from_static(key.as_bytes()),
-            value: Bytes::new(),
+            value: Bytes::new().into(),
             version: Timestamp(1),
             expires_at_ms: None,
             value_bytes: 0,
@@ -344,7 +344,8 @@ mod tests {
     }
 
     fn collection(id: CollectionId, sharding: Sharding, buckets: u16) -> Collection {
-        Collection { id, name: id.to_string(), sharding, buckets, replicas: 3 }
+        let (objects_from, chunking) = (Collection::OBJECTS_FROM_DEFAULT, Default::default());
+        Collection { id, name: id.to_string(), sharding, buckets, replicas: 3, objects_from, chunking }
     }
 
     /// A hash collection of three buckets in two shards, and a range collection that is cut at `b`.

@@ -1,7 +1,7 @@
 //! Arguments and results of the store's calls. Keys are the user's keys.
 
 use bytes::Bytes;
-use flotilla_kv::OperationResult;
+use flotilla_kv::{OperationResult, Value};
 use flotilla_types::{NodeId, ShardId, Timestamp};
 
 /// Consistency of a read.
@@ -29,7 +29,7 @@ pub struct Found {
     /// The user's key.
     pub key: Bytes,
     /// The value; empty when values were not requested.
-    pub value: Bytes,
+    pub value: Value,
     /// The version.
     pub version: Timestamp,
     /// Unix milliseconds.

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use flotilla_api::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, VALUE_BYTES_MAX};
+use flotilla_api::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, LARGE_VALUE_BYTES_MAX, VALUE_BYTES_MAX};
 use flotilla_control::{Earlier, RequestKind, ShardError, clock};
 use flotilla_kv::{
     Action, Command, Condition, OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES, Operation, Otherwise, Outcome, Refusal,
@@ -16,13 +16,16 @@ use flotilla_kv::{
 use flotilla_placement::ShardMap;
 use flotilla_route::Route;
 use flotilla_types::ShardId;
+use flotilla_values::ValueRef;
 use tokio::sync::oneshot;
 
 use super::{
     RETRY_AFTER_MS, Store, StoreError, Written,
     batcher::{Batchable, Batchers, Cost, QueueFull, time_left},
     check_key, collection_of, deadline_ms,
+    large::{ValueRules, refs_fit},
     routes::{Rerouting, home, route_to},
+    values::Hold,
 };
 
 /// How long after its deadline a command may still apply: the clocks of gateway and leader differ.
@@ -57,11 +60,46 @@ impl Store {
     pub async fn write(
         &self,
         collection: &str,
+        conditions: Vec<(Bytes, Condition)>,
+        mut operations: Vec<Operation>,
+        deadline: Instant,
+    ) -> Result<Written, StoreError> {
+        let rules = self.value_rules(collection)?;
+        check_limits(&conditions, &operations, rules)?;
+        let Some(rules) = rules else { return self.write_stored(collection, conditions, operations, deadline).await };
+        let appended = operations.iter().filter_map(|operation| match &operation.action {
+            Action::Append { bytes } => Some(bytes.len()),
+            _ => None,
+        });
+        let appends = appended.max();
+        if appends.is_some_and(|bytes| bytes > VALUE_BYTES_MAX) {
+            return self.append_whole(collection, rules, &conditions, &operations, deadline).await;
+        }
+        let hold = self.store_long(rules, &mut operations).await?;
+        if appends.is_none() {
+            let written = self.write_stored(collection, conditions, operations, deadline).await;
+            return written.map_err(|error| Hold::after(hold, error));
+        }
+        match self.write_stored(collection, conditions.clone(), operations.clone(), deadline).await {
+            // Nothing was written.
+            Err(StoreError::LargeValue | StoreError::ValueTooLarge { .. }) => {
+                self.append_whole(collection, rules, &conditions, &operations, deadline).await
+            }
+            written => written.map_err(|error| Hold::after(hold, error)),
+        }
+    }
+
+    /// The same of values whose objects are stored.
+    pub(super) async fn write_stored(
+        &self,
+        collection: &str,
         mut conditions: Vec<(Bytes, Condition)>,
         mut operations: Vec<Operation>,
         deadline: Instant,
     ) -> Result<Written, StoreError> {
-        check_limits(&conditions, &operations)?;
+        if !refs_fit(&operations) {
+            return Err(StoreError::BatchTooLarge { operations_max: BATCH_OPERATIONS_MAX, bytes_max: BATCH_BYTES_MAX });
+        }
         let deadline_ms = deadline_ms(deadline);
         self.to_record_keys(collection, &mut conditions, &mut operations)?;
         if !conditions.is_empty() || !operations.iter().all(may_share) {
@@ -131,8 +169,10 @@ impl Store {
         Route { shard, range_epoch }: Route,
         deadline_ms: u64,
     ) -> Result<Attempt, StoreError> {
-        let (shards, payload) = (&self.inner.shards, encode_command(command));
-        let answer = match shards.propose_after(*earlier, shard, Some(range_epoch), payload, deadline_ms).await {
+        let (payload, refs) = (encode_command(command), command.refs());
+        let proposed =
+            self.inner.shards.propose_referring(*earlier, shard, Some(range_epoch), payload, refs, deadline_ms);
+        let answer = match proposed.await {
             Ok(answer) => answer,
             Err(ShardError::Stale) => return Ok(Attempt::StaleRoute),
             Err(error) => return Err(self.write_error(error, shard, deadline_ms)),
@@ -246,7 +286,12 @@ fn in_doubt(earlier: Earlier, shard: ShardId, error: StoreError) -> StoreError {
     }
 }
 
-fn check_limits(conditions: &[(Bytes, Condition)], operations: &[Operation]) -> Result<(), StoreError> {
+fn check_limits(
+    conditions: &[(Bytes, Condition)],
+    operations: &[Operation],
+    rules: Option<ValueRules>,
+) -> Result<(), StoreError> {
+    let value_bytes_max = if rules.is_some() { LARGE_VALUE_BYTES_MAX } else { VALUE_BYTES_MAX };
     let mut bytes = 0;
     for (key, _) in conditions {
         check_key(key)?;
@@ -254,15 +299,20 @@ fn check_limits(conditions: &[(Bytes, Condition)], operations: &[Operation]) -> 
     }
     for operation in operations {
         check_key(&operation.key)?;
-        let value = match &operation.action {
-            Action::Put { value, .. } => value.len(),
-            Action::Append { bytes } => bytes.len(),
-            Action::Delete { .. } | Action::Add { .. } | Action::Expire { .. } => 0,
+        // Whole, and in the command.
+        let (value, stored) = match &operation.action {
+            Action::Put { value, .. } if rules.is_some_and(|rules| rules.makes_objects_of(value)) => {
+                (value.bytes(), ValueRef::ENCODED_BYTES_MAX)
+            }
+            Action::Put { value, .. } => (value.bytes(), value.stored_bytes()),
+            Action::Append { bytes } if bytes.len() > VALUE_BYTES_MAX => (bytes.len() as u64, 0),
+            Action::Append { bytes } => (bytes.len() as u64, bytes.len()),
+            Action::Delete { .. } | Action::Add { .. } | Action::Expire { .. } => (0, 0),
         };
-        if value > VALUE_BYTES_MAX {
-            return Err(StoreError::ValueTooLarge { limit_bytes: VALUE_BYTES_MAX as u64 });
+        if value > value_bytes_max as u64 {
+            return Err(StoreError::ValueTooLarge { limit_bytes: value_bytes_max as u64 });
         }
-        bytes += operation.key.len() + value;
+        bytes += operation.key.len() + stored;
     }
     if operations.len() > BATCH_OPERATIONS_MAX || conditions.len() > BATCH_OPERATIONS_MAX || bytes > BATCH_BYTES_MAX {
         return Err(StoreError::BatchTooLarge { operations_max: BATCH_OPERATIONS_MAX, bytes_max: BATCH_BYTES_MAX });
@@ -291,14 +341,21 @@ fn attempt_of(outcome: Outcome, shard: ShardId, earlier: Earlier) -> Result<Atte
         Refusal::TooManyOperations { .. } => {
             StoreError::BatchTooLarge { operations_max: BATCH_OPERATIONS_MAX, bytes_max: BATCH_BYTES_MAX }
         }
-        Refusal::Malformed => StoreError::Invalid("the command does not parse; gateway and shard differ in version"),
+        Refusal::NeedsContent => StoreError::LargeValue,
+        Refusal::Malformed | Refusal::UnnamedObjects => {
+            StoreError::Invalid("the command does not parse; gateway and shard differ in version")
+        }
     };
     Err(if is_remembered { error } else { in_doubt(earlier, shard, error) })
 }
 
 /// Whether an operation may share its command with those of other callers. One that is refused when its
-/// condition does not hold would make all of them fail, repeatedly where callers contend.
+/// condition does not hold would make all of them fail, repeatedly where callers contend. One whose value is objects
+/// would make them wait for these.
 fn may_share(operation: &Operation) -> bool {
+    if matches!(&operation.action, Action::Put { value, .. } if value.inline().is_none()) {
+        return false;
+    }
     operation.condition.is_none() || operation.otherwise == Otherwise::Skip
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use flotilla_types::{SessionId, Timestamp};
 
-use super::{DecodeError, seal, unseal};
+use super::{DecodeError, EXTENDED_VERSION, FORMAT_VERSION, seal_at, unseal, unseal_message, value};
 use crate::{Action, Command, Condition, Expiry, Operation, Otherwise};
 
 const MALFORMED: DecodeError = DecodeError::Malformed("command");
@@ -11,14 +11,16 @@ const MALFORMED: DecodeError = DecodeError::Malformed("command");
 /// Encodes a command.
 #[must_use]
 pub fn encode_command(command: &Command) -> Bytes {
-    seal(&CommandMessage {
+    let version = if command.is_extended() { EXTENDED_VERSION } else { FORMAT_VERSION };
+    let message = CommandMessage {
         session: command.session.get(),
         sequence: command.sequence,
         expires_at_ms: command.expires_at_ms,
         acked_below: command.acked_below,
         conditions: command.conditions.iter().map(condition_message).collect(),
         operations: command.operations.iter().map(operation_message).collect(),
-    })
+    };
+    seal_at(version, &message)
 }
 
 /// Decodes a command. Keys and values are slices of `bytes`.
@@ -26,8 +28,10 @@ pub fn encode_command(command: &Command) -> Bytes {
 /// # Errors
 /// The bytes are not a command of a known version.
 pub fn decode_command(bytes: Bytes) -> Result<Command, DecodeError> {
-    let message: CommandMessage = unseal("command", bytes)?;
-    Ok(Command {
+    let is_extended = bytes.first() == Some(&EXTENDED_VERSION);
+    let message: CommandMessage =
+        if is_extended { unseal_message("command", bytes)? } else { unseal("command", bytes)? };
+    let command = Command {
         session: SessionId(message.session),
         sequence: message.sequence,
         expires_at_ms: message.expires_at_ms,
@@ -38,7 +42,8 @@ pub fn decode_command(bytes: Bytes) -> Result<Command, DecodeError> {
             .map(|message| Ok((message.key, condition(message.kind, message.version)?.ok_or(MALFORMED)?)))
             .collect::<Result<_, _>>()?,
         operations: message.operations.into_iter().map(operation).collect::<Result<_, _>>()?,
-    })
+    };
+    if command.is_extended() == is_extended { Ok(command) } else { Err(MALFORMED) }
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -90,6 +95,10 @@ struct OperationMessage {
     condition_version: u64,
     #[prost(uint32, tag = "10")]
     otherwise: u32,
+    #[prost(uint32, tag = "11")]
+    content: u32,
+    #[prost(bytes = "bytes", tag = "12")]
+    media_type: Bytes,
 }
 
 const ABSENT: u32 = 1;
@@ -149,7 +158,7 @@ fn operation_message(operation: &Operation) -> OperationMessage {
     match &operation.action {
         Action::Put { value, expiry, return_old } => {
             message.action = PUT;
-            message.value = value.clone();
+            (message.value, message.content, message.media_type) = value::fields(value);
             (message.expiry, message.expires_at_ms) = expiry_parts(*expiry);
             message.return_old = *return_old;
         }
@@ -191,7 +200,10 @@ fn operation(message: OperationMessage) -> Result<Operation, DecodeError> {
             _ => return Err(MALFORMED),
         },
         action: match message.action {
-            PUT => Action::Put { value: message.value, expiry, return_old: message.return_old },
+            PUT => {
+                let value = value::value("command", (message.value, message.content, message.media_type))?;
+                Action::Put { value, expiry, return_old: message.return_old }
+            }
             DELETE => Action::Delete { return_old: message.return_old },
             ADD => Action::Add { delta: message.delta },
             APPEND => Action::Append { bytes: message.value },
@@ -206,7 +218,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing;
+    use crate::{codec::seal, testing};
 
     proptest! {
         #[test]
@@ -221,6 +233,7 @@ mod tests {
         let range = bytes.as_ptr_range();
         let command = decode_command(bytes.clone()).unwrap();
         let Action::Put { value, .. } = &command.operations[0].action else { panic!("not a put") };
+        let value = value.inline().unwrap();
         assert!(range.contains(&value.as_ptr()) && range.contains(&command.operations[0].key.as_ptr()));
     }
 

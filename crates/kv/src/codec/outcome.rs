@@ -4,8 +4,8 @@
 use bytes::Bytes;
 use flotilla_types::Timestamp;
 
-use super::{DecodeError, seal, unseal};
-use crate::{OperationResult, Outcome, Refusal};
+use super::{DecodeError, seal, unseal, value};
+use crate::{OperationResult, Outcome, Refusal, Value};
 
 const MALFORMED: DecodeError = DecodeError::Malformed("outcome");
 
@@ -64,6 +64,18 @@ struct ResultMessage {
     existed: bool,
     #[prost(sint64, tag = "5")]
     number: i64,
+    #[prost(uint32, tag = "6")]
+    old_content: u32,
+    #[prost(bytes = "bytes", tag = "7")]
+    old_media_type: Bytes,
+}
+
+impl ResultMessage {
+    fn with_old(self, old: &Option<Value>) -> Self {
+        let Some(old) = old else { return self };
+        let (bytes, old_content, old_media_type) = value::fields(old);
+        Self { old: Some(bytes), old_content, old_media_type, ..self }
+    }
 }
 
 const WRITTEN: u32 = 0;
@@ -76,26 +88,26 @@ fn result_message(result: &OperationResult, timestamp: Timestamp) -> ResultMessa
         OperationResult::Written { version, old, existed, number } => ResultMessage {
             kind: WRITTEN,
             version: (*version != timestamp).then_some(version.0),
-            old: old.clone(),
             existed: *existed,
             number: *number,
-        },
+            ..ResultMessage::default()
+        }
+        .with_old(old),
         OperationResult::Deleted { version, old } => {
-            ResultMessage { kind: DELETED, version: Some(version.0), old: old.clone(), ..ResultMessage::default() }
+            ResultMessage { kind: DELETED, version: Some(version.0), ..ResultMessage::default() }.with_old(old)
         }
         OperationResult::Absent => ResultMessage { kind: ABSENT, ..ResultMessage::default() },
-        OperationResult::Skipped { version, old } => ResultMessage {
-            kind: SKIPPED,
-            version: version.map(|version| version.0),
-            old: old.clone(),
-            ..ResultMessage::default()
-        },
+        OperationResult::Skipped { version, old } => {
+            ResultMessage { kind: SKIPPED, version: version.map(|version| version.0), ..ResultMessage::default() }
+                .with_old(old)
+        }
     }
 }
 
 fn result(message: ResultMessage, timestamp: Timestamp) -> Result<OperationResult, DecodeError> {
-    let ResultMessage { kind, version, old, existed, number } = message;
+    let ResultMessage { kind, version, old, existed, number, old_content, old_media_type } = message;
     let version = version.map(Timestamp);
+    let old = old.map(|old| value::value("outcome", (old, old_content, old_media_type))).transpose()?;
     match kind {
         WRITTEN => Ok(OperationResult::Written { version: version.unwrap_or(timestamp), old, existed, number }),
         DELETED => Ok(OperationResult::Deleted { version: version.ok_or(MALFORMED)?, old }),
@@ -117,6 +129,8 @@ fn refusal_message(refusal: &Refusal) -> OutcomeMessage {
         Refusal::SessionFull => (8, 0, None),
         Refusal::Malformed => (9, 0, None),
         Refusal::TooManyOperations { limit } => (10, u64::from(*limit), None),
+        Refusal::NeedsContent => (11, 0, None),
+        Refusal::UnnamedObjects => (12, 0, None),
     };
     OutcomeMessage { refusal: kind, number, found, ..OutcomeMessage::default() }
 }
@@ -134,6 +148,8 @@ fn refusal(message: &OutcomeMessage) -> Result<Refusal, DecodeError> {
         8 => Refusal::SessionFull,
         9 => Refusal::Malformed,
         10 => Refusal::TooManyOperations { limit: small()? },
+        11 => Refusal::NeedsContent,
+        12 => Refusal::UnnamedObjects,
         _ => return Err(MALFORMED),
     })
 }
@@ -141,15 +157,21 @@ fn refusal(message: &OutcomeMessage) -> Result<Refusal, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Content, testing};
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
     #[test]
     fn every_outcome_round_trips() {
-        let old = Some(Bytes::from_static(b"old"));
+        let old = Some(Value::from(Bytes::from_static(b"old")));
+        let large = |chunks| Some(Value { content: Content::Large(testing::large(chunks)), ..Value::default() });
+        let typed = Some(Value { media_type: Bytes::from_static(b"text/plain"), ..Value::default() });
         let results = vec![
+            OperationResult::Deleted { version: NOW, old: large(9) },
+            OperationResult::Skipped { version: None, old: large(200) },
+            OperationResult::Written { version: NOW, old: typed, existed: true, number: 0 },
             OperationResult::Written { version: NOW, old: old.clone(), existed: true, number: -7 },
-            OperationResult::Written { version: Timestamp(3), old: Some(Bytes::new()), existed: false, number: 0 },
+            OperationResult::Written { version: Timestamp(3), old: Some(Value::default()), existed: false, number: 0 },
             OperationResult::Deleted { version: NOW, old: None },
             OperationResult::Absent,
             OperationResult::Skipped { version: Some(NOW), old },
@@ -162,6 +184,8 @@ mod tests {
             Refusal::Overflow,
             Refusal::TooLarge { limit_bytes: u64::MAX },
             Refusal::TooManyOperations { limit: 7 },
+            Refusal::NeedsContent,
+            Refusal::UnnamedObjects,
             Refusal::WrongShard,
             Refusal::Expired { clock_ms: 1_700_000_000_000 },
             Refusal::OutcomeForgotten,

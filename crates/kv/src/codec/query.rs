@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use flotilla_types::{KeyRange, Timestamp};
 
-use super::{DecodeError, seal, unseal};
+use super::{DecodeError, seal, unseal, value};
 use crate::{Answer, Query, Record};
 
 /// Encodes a query.
@@ -103,12 +103,12 @@ pub fn encode_answer(answer: &Answer) -> Bytes {
 pub fn decode_answer(bytes: Bytes) -> Result<Answer, DecodeError> {
     let message: AnswerMessage = unseal("answer", bytes)?;
     Ok(match message.kind {
-        RECORDS => Answer::Records(message.records.into_iter().map(record).collect()),
+        RECORDS => Answer::Records(message.records.into_iter().map(record).collect::<Result<_, _>>()?),
         PAGE => Answer::Page {
             records: message
                 .records
                 .into_iter()
-                .map(|message| record(message).ok_or(DecodeError::Malformed("answer")))
+                .map(|message| record(message)?.ok_or(DecodeError::Malformed("answer")))
                 .collect::<Result<_, _>>()?,
             next: message.next,
         },
@@ -191,6 +191,10 @@ struct RecordMessage {
     /// Omitted if it is the length of `value`.
     #[prost(uint64, optional, tag = "6")]
     value_bytes: Option<u64>,
+    #[prost(uint32, tag = "7")]
+    content: u32,
+    #[prost(bytes = "bytes", tag = "8")]
+    media_type: Bytes,
 }
 
 fn absent() -> RecordMessage {
@@ -198,29 +202,36 @@ fn absent() -> RecordMessage {
 }
 
 fn record_message(record: &Record) -> RecordMessage {
+    let (value, content, media_type) = value::fields(&record.value);
     RecordMessage {
         absent: false,
         key: record.key.clone(),
-        value: record.value.clone(),
+        value_bytes: (record.value_bytes != value.len() as u64).then_some(record.value_bytes),
+        value,
+        content,
+        media_type,
         version: record.version.0,
         expires_at_ms: record.expires_at_ms,
-        value_bytes: (record.value_bytes != record.value.len() as u64).then_some(record.value_bytes),
     }
 }
 
-fn record(message: RecordMessage) -> Option<Record> {
-    (!message.absent).then(|| Record {
+fn record(message: RecordMessage) -> Result<Option<Record>, DecodeError> {
+    if message.absent {
+        return Ok(None);
+    }
+    Ok(Some(Record {
         value_bytes: message.value_bytes.unwrap_or(message.value.len() as u64),
         key: message.key,
-        value: message.value,
+        value: value::value("answer", (message.value, message.content, message.media_type))?,
         version: Timestamp(message.version),
         expires_at_ms: message.expires_at_ms,
-    })
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Content, Value, testing};
 
     fn bytes(text: &'static str) -> Bytes {
         Bytes::from_static(text.as_bytes())
@@ -244,14 +255,18 @@ mod tests {
     fn every_answer_round_trips() {
         let whole = Record {
             key: bytes("k"),
-            value: bytes("v"),
+            value: bytes("v").into(),
             version: Timestamp(7),
             expires_at_ms: Some(0),
             value_bytes: 1,
         };
-        let without_value = Record { value: Bytes::new(), value_bytes: 1_000, expires_at_ms: None, ..whole.clone() };
+        let content = Content::Large(testing::large(200));
+        let large = Value { content, media_type: bytes("image/png") };
+        let large = Record { value_bytes: large.bytes(), value: large, ..whole.clone() };
+        let without_value =
+            Record { value: Value::default(), value_bytes: 1_000, expires_at_ms: None, ..whole.clone() };
         for answer in [
-            Answer::Records(vec![Some(whole.clone()), None, Some(without_value.clone())]),
+            Answer::Records(vec![Some(whole.clone()), None, Some(large), Some(without_value.clone())]),
             Answer::Page { records: vec![whole, without_value], next: Some(bytes("z")) },
             Answer::Page { records: vec![], next: None },
             Answer::Count { records: 3, bytes: 4, expiring: 2, mean_expiry_ms: 9 },

@@ -4,6 +4,7 @@ mod commands;
 mod expiry;
 mod reads;
 mod sessions;
+mod values;
 mod versions;
 
 use super::*;

@@ -35,6 +35,13 @@ pub const KEY_COLLECTIONS_MAX: usize = 64;
 pub const AUTHORITY_BYTES_MAX: usize = 4_096;
 /// Limit on collections.
 pub const COLLECTIONS_MAX: usize = 1_000;
+/// The least length, in bytes, up to which a collection keeps values in its records: below it, references outweigh
+/// what they name.
+pub const OBJECTS_FROM_MIN: u32 = 1 << 10;
+/// The greatest such length: what a record may have of a value.
+pub const OBJECTS_FROM_MAX: u32 = 4 << 20;
+/// Bytes of a value that every chunking must be able to cut.
+pub const VALUE_BYTES_CUT_MIN: u64 = 64 << 20;
 /// Limit on buckets of a collection.
 pub const BUCKETS_MAX: u16 = 1_024;
 /// Limit on shards.
@@ -114,9 +121,10 @@ impl MetaState {
             MetaCommand::ReportStart { node, incarnation, build } => {
                 self.report_start(now_ms, *node, *incarnation, build)
             }
-            MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes } => {
-                self.create_collection(name, *sharding, *buckets, *replicas, initial_nodes)
+            MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes, values } => {
+                self.create_collection(name, *sharding, *buckets, *replicas, initial_nodes, *values)
             }
+            MetaCommand::ChangeCollection { collection, values } => self.change_collection(*collection, *values),
             MetaCommand::DropCollection { collection } => self.drop_collection(*collection),
             MetaCommand::AssignReplica { shard, node, intent_version } => {
                 self.assign_replica(*shard, *node, *intent_version)

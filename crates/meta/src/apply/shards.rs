@@ -10,8 +10,11 @@ use flotilla_types::{
     Bucket, CollectionId, Epoch, KeyRange, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId,
 };
 
-use super::{ApplyResult, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX, NAME_BYTES_MAX, SHARDS_MAX};
-use crate::{Field, Limit, MetaRefusal, MetaReply, MetaState, ShardRecord};
+use super::{
+    ApplyResult, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX, NAME_BYTES_MAX, OBJECTS_FROM_MAX, OBJECTS_FROM_MIN,
+    SHARDS_MAX, VALUE_BYTES_CUT_MIN,
+};
+use crate::{Field, Limit, MetaRefusal, MetaReply, MetaState, ShardRecord, ValueSettings};
 
 /// Limit on replicas in a reported descriptor: both halves of a joint configuration.
 const DESCRIPTOR_REPLICAS_MAX: usize = 2 * INTENT_MAX;
@@ -24,8 +27,10 @@ impl MetaState {
         buckets: u16,
         replicas: u8,
         initial_nodes: &[Vec<NodeId>],
+        values: ValueSettings,
     ) -> ApplyResult {
         check_collection(name, sharding, buckets, replicas)?;
+        check_values(values)?;
         if let Some(known) = self.collection(name) {
             return Err(MetaRefusal::CollectionExists(known.id));
         }
@@ -59,9 +64,24 @@ impl MetaState {
                 self.add_shard(id, range, replicas, nodes)
             })
             .collect();
-        let collection = Collection { id, name: name.to_owned(), sharding, buckets, replicas };
+        let objects_from = values.objects_from.unwrap_or(Collection::OBJECTS_FROM_DEFAULT);
+        let chunking = values.chunking.unwrap_or_default();
+        let name = name.to_owned();
+        let collection = Collection { id, name, sharding, buckets, replicas, objects_from, chunking };
         self.collections.insert(id, Arc::new(collection));
         Ok(MetaReply::Collection { collection: id, shards })
+    }
+
+    pub(super) fn change_collection(&mut self, collection: CollectionId, values: ValueSettings) -> ApplyResult {
+        check_values(values)?;
+        let found = self.collections.get(&collection).ok_or(MetaRefusal::UnknownCollection(collection))?;
+        let changed = Collection {
+            objects_from: values.objects_from.unwrap_or(found.objects_from),
+            chunking: values.chunking.unwrap_or(found.chunking),
+            ..Collection::clone(found)
+        };
+        self.collections.insert(collection, Arc::new(changed));
+        Ok(MetaReply::Done)
     }
 
     pub(super) fn drop_collection(&mut self, collection: CollectionId) -> ApplyResult {
@@ -184,6 +204,16 @@ impl MetaState {
         let fits = replicas.len() <= DESCRIPTOR_REPLICAS_MAX && !reported.range.is_empty();
         if distinct && known && voter && fits { Ok(()) } else { Err(MetaRefusal::Invalid(Field::Descriptor)) }
     }
+}
+
+fn check_values(values: ValueSettings) -> Result<(), MetaRefusal> {
+    if values.objects_from.is_some_and(|bytes| !(OBJECTS_FROM_MIN..=OBJECTS_FROM_MAX).contains(&bytes)) {
+        return Err(MetaRefusal::Invalid(Field::ObjectsFrom));
+    }
+    if values.chunking.is_some_and(|chunking| chunking.value_bytes_max() < VALUE_BYTES_CUT_MIN) {
+        return Err(MetaRefusal::Invalid(Field::Chunking));
+    }
+    Ok(())
 }
 
 fn check_collection(name: &str, sharding: Sharding, buckets: u16, replicas: u8) -> Result<(), MetaRefusal> {

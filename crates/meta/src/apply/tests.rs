@@ -5,10 +5,12 @@ use flotilla_types::{
     Bucket, ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, KeyRange, Locality, NodeId, ReplicaDescriptor,
     ReplicaId, ReplicaRole, Role, ShardDescriptor, ShardId, Timestamp, VersionRange,
 };
+use flotilla_values::Chunking;
 
 use super::*;
 use crate::{
     Addresses, Displaced, Field, JoinRequest, KeyId, Liveness, NewNode, NodeState, ReplicaStatus, SeenNode, TokenId,
+    ValueSettings,
 };
 
 const CLUSTER: ClusterId = ClusterId([9; 16]);
@@ -80,6 +82,7 @@ fn collection(name: &str, buckets: u16, replicas: u8, nodes: &[u64]) -> MetaComm
         buckets,
         replicas,
         initial_nodes: vec![nodes.iter().copied().map(NodeId).collect(); buckets.into()],
+        values: ValueSettings::NONE,
     }
 }
 
@@ -303,6 +306,7 @@ fn collection_may_have_one_shard_per_bucket() {
         buckets: 1,
         replicas: 3,
         initial_nodes: vec![vec![NodeId(2)]],
+        values: ValueSettings::NONE,
     };
     assert!(matches!(apply(&mut state, &range), MetaReply::Collection { shards, .. } if shards.len() == 1));
 }
@@ -332,6 +336,47 @@ fn collection_limits_are_enforced() {
         ));
     }
     assert_eq!(refused(&mut state, &collection("more", 1_024, 1, &[1])), MetaRefusal::LimitReached(Limit::Shards));
+}
+
+#[test]
+fn settings_of_values_are_changed_one_by_one_and_within_their_bounds() {
+    let mut state = cluster_of(1);
+    let MetaReply::Collection { collection: id, .. } = apply(&mut state, &collection("a", 1, 1, &[1])) else {
+        panic!("refused")
+    };
+    let said = |state: &MetaState| {
+        let found = state.collection("a").expect("it exists");
+        (found.objects_from, found.chunking)
+    };
+    assert_eq!(said(&state), (4_096, Chunking::AVERAGE_16_KIB));
+    let change = |collection, objects_from, chunking| MetaCommand::ChangeCollection {
+        collection,
+        values: ValueSettings { objects_from, chunking },
+    };
+    assert_eq!(apply(&mut state, &change(id, Some(1_024), None)), MetaReply::Done);
+    assert_eq!(said(&state), (1_024, Chunking::AVERAGE_16_KIB));
+    assert_eq!(apply(&mut state, &change(id, None, Some(Chunking::AVERAGE_64_KIB))), MetaReply::Done);
+    assert_eq!(said(&state), (1_024, Chunking::AVERAGE_64_KIB));
+    assert_eq!(MetaState::decode(&state.encode()), Ok(state.clone()));
+    for bytes in [0, 1_023, (4 << 20) + 1, u32::MAX] {
+        let refusal = refused(&mut state, &change(id, Some(bytes), None));
+        assert_eq!(refusal, MetaRefusal::Invalid(Field::ObjectsFrom), "{bytes}");
+    }
+    // Of such chunks no value of 64 MiB can consist.
+    let short = Chunking::new(2 << 10, 8 << 10, 32 << 10).expect("valid lengths");
+    assert_eq!(refused(&mut state, &change(id, None, Some(short))), MetaRefusal::Invalid(Field::Chunking));
+    let unknown = CollectionId(id.0 + 1);
+    assert_eq!(refused(&mut state, &change(unknown, None, None)), MetaRefusal::UnknownCollection(unknown));
+
+    let mut other = collection("b", 1, 1, &[1]);
+    let MetaCommand::CreateCollection { values, .. } = &mut other else { panic!("not that") };
+    *values = ValueSettings { objects_from: Some(1), chunking: None };
+    assert_eq!(refused(&mut state, &other), MetaRefusal::Invalid(Field::ObjectsFrom));
+    let MetaCommand::CreateCollection { values, .. } = &mut other else { panic!("not that") };
+    *values = ValueSettings { objects_from: Some(4 << 20), chunking: Some(Chunking::AVERAGE_256_KIB) };
+    assert!(matches!(apply(&mut state, &other), MetaReply::Collection { .. }));
+    let found = state.collection("b").expect("it exists");
+    assert_eq!((found.objects_from, found.chunking), (4 << 20, Chunking::AVERAGE_256_KIB));
 }
 
 #[test]

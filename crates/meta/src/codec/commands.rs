@@ -11,18 +11,18 @@ use super::{
     authority::PreparedAuthorityPb,
     decode_with_need, encode_at, hash, number,
     records::{
-        AddressesPb, DescriptorPb, VersionsPb, cluster, collection_id, node_state, role, role_number, sharding,
-        sharding_number, state_number, version, versions,
+        AddressesPb, DescriptorPb, ValuesPb, VersionsPb, cluster, collection_id, node_state, role, role_number,
+        sharding, sharding_number, state_number, value_settings, version, versions,
     },
     required,
 };
-use crate::{Displaced, JoinRequest, KeyId, MetaCommand, NewNode, SeenNode, Setting, TokenId};
+use crate::{Displaced, JoinRequest, KeyId, MetaCommand, NewNode, SeenNode, Setting, TokenId, ValueSettings};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CommandPb {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24"
     )]
     kind: Option<Kind>,
 }
@@ -75,6 +75,8 @@ enum Kind {
     BeginRotation(BeginRotationPb),
     #[prost(message, tag = "23")]
     NodeCertified(NodeCertifiedPb),
+    #[prost(message, tag = "24")]
+    ChangeCollection(ChangeCollectionPb),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -219,6 +221,16 @@ struct CreateCollectionPb {
     replicas: u32,
     #[prost(message, repeated, tag = "5")]
     initial_nodes: Vec<NodesPb>,
+    #[prost(message, optional, tag = "6")]
+    values: Option<ValuesPb>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct ChangeCollectionPb {
+    #[prost(uint32, tag = "1")]
+    collection: u32,
+    #[prost(message, optional, tag = "2")]
+    values: Option<ValuesPb>,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -294,6 +306,7 @@ impl MetaCommand {
             Self::UpdateNode { versions: Some(_), .. } | Self::SetClusterVersion { .. } => {
                 ClusterVersion::NODE_VERSIONS
             }
+            Self::CreateCollection { values, .. } if *values != ValueSettings::NONE => ClusterVersion::VALUE_REFS,
             Self::PutSetting { key, .. } => key.parse().map_or(ClusterVersion::FIRST, Setting::since),
             Self::Batch(commands) => commands.iter().map(Self::version).max().unwrap_or(ClusterVersion::FIRST),
             other => other.kind_since(),
@@ -306,6 +319,7 @@ impl MetaCommand {
             Self::CreateKey { .. } | Self::RevokeKey { .. } => ClusterVersion::CLIENT_KEYS,
             Self::SetNodeState { state, .. } => state.since(),
             Self::CompleteLeave { .. } => ClusterVersion::DRAINING,
+            Self::ChangeCollection { .. } => ClusterVersion::VALUE_REFS,
             Self::ReportStart { .. } => ClusterVersion::NODE_STARTS,
             Self::PrepareAuthority { .. } | Self::BeginRotation { .. } | Self::NodeCertified { .. } => {
                 ClusterVersion::AUTHORITY_ROTATION
@@ -322,6 +336,10 @@ impl MetaCommand {
             Self::Join(join) if !keeps => Self::Join(JoinRequest { versions: None, displaced: Vec::new(), ..join }),
             Self::UpdateNode { node, incarnation, addresses, locality, versions } => {
                 Self::UpdateNode { node, incarnation, addresses, locality, versions: versions.filter(|_| keeps) }
+            }
+            Self::CreateCollection { name, sharding, buckets, replicas, initial_nodes, values } => {
+                let values = if read >= ClusterVersion::VALUE_REFS { values } else { ValueSettings::NONE };
+                Self::CreateCollection { name, sharding, buckets, replicas, initial_nodes, values }
             }
             Self::Batch(commands) => Self::Batch(commands.into_iter().map(|command| command.known_to(read)).collect()),
             other => other,
@@ -400,7 +418,11 @@ impl From<&MetaCommand> for CommandPb {
             MetaCommand::ReportStart { node, incarnation, build } => {
                 Kind::ReportStart(ReportStartPb { node: node.0, incarnation: incarnation.0, build: build.clone() })
             }
-            MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes } => {
+            MetaCommand::ChangeCollection { collection, values } => Kind::ChangeCollection(ChangeCollectionPb {
+                collection: collection.0,
+                values: Some(ValuesPb::from(*values)),
+            }),
+            MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes, values } => {
                 let nodes = |nodes: &Vec<NodeId>| NodesPb { nodes: nodes.iter().map(|node| node.0).collect() };
                 Kind::CreateCollection(CreateCollectionPb {
                     name: name.clone(),
@@ -408,6 +430,7 @@ impl From<&MetaCommand> for CommandPb {
                     buckets: (*buckets).into(),
                     replicas: (*replicas).into(),
                     initial_nodes: initial_nodes.iter().map(nodes).collect(),
+                    values: (*values != ValueSettings::NONE).then(|| ValuesPb::from(*values)),
                 })
             }
             MetaCommand::DropCollection { collection } => Kind::DropCollection(collection.0),
@@ -511,6 +534,10 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
             build: pb.build,
         },
         Kind::CreateCollection(pb) => create_collection(pb)?,
+        Kind::ChangeCollection(pb) => MetaCommand::ChangeCollection {
+            collection: collection_id(pb.collection)?,
+            values: value_settings(pb.values.unwrap_or_default())?,
+        },
         Kind::DropCollection(collection) => MetaCommand::DropCollection { collection: collection_id(collection)? },
         Kind::AssignReplica(pb) => MetaCommand::AssignReplica {
             shard: number(pb.shard)?,
@@ -562,6 +589,7 @@ fn create_collection(pb: CreateCollectionPb) -> Result<MetaCommand, CodecError> 
         buckets: u16::try_from(pb.buckets).map_err(|_| CodecError::Malformed)?,
         replicas: u8::try_from(pb.replicas).map_err(|_| CodecError::Malformed)?,
         initial_nodes: pb.initial_nodes.iter().map(nodes).collect::<Result<_, _>>()?,
+        values: value_settings(pb.values.unwrap_or_default())?,
     })
 }
 

@@ -9,13 +9,14 @@ use flotilla_types::{
     ClusterId, ClusterVersion, CollectionId, Epoch, KeyRange, Locality, ReplicaDescriptor, ReplicaRole, Role,
     ShardDescriptor, VersionRange,
 };
+use flotilla_values::Chunking;
 
 use super::{
     CodecError, authority::AuthorityPb, decode_versioned, encode_at, encode_versioned, hash, number, required,
 };
 use crate::{
     Addresses, AuthorityRecord, KeyId, KeyRecord, MetaState, NodeRecord, NodeStart, NodeState, ShardRecord, TokenId,
-    TokenRecord, state::Header,
+    TokenRecord, ValueSettings, state::Header,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -83,6 +84,22 @@ struct CollectionPb {
     buckets: u32,
     #[prost(uint32, tag = "5")]
     replicas: u32,
+    /// What differs from the defaults.
+    #[prost(message, optional, tag = "6")]
+    values: Option<ValuesPb>,
+}
+
+/// Settings of large values; zero for those that are not said.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct ValuesPb {
+    #[prost(uint32, tag = "1")]
+    objects_from: u32,
+    #[prost(uint32, tag = "2")]
+    chunk_min: u32,
+    #[prost(uint32, tag = "3")]
+    chunk_average: u32,
+    #[prost(uint32, tag = "4")]
+    chunk_max: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -289,7 +306,6 @@ pub(crate) fn decode_node(bytes: &[u8]) -> Result<NodeRecord, CodecError> {
     decode_versioned::<NodePb>(bytes)?.try_into()
 }
 
-stored!(Collection, CollectionPb, encode_collection, decode_collection, Collection::from_pb);
 stored!(ShardRecord, ShardPb, encode_shard, decode_shard, ShardRecord::try_from);
 stored!(TokenRecord, TokenPb, encode_token, decode_token, TokenRecord::try_from);
 
@@ -385,8 +401,46 @@ impl From<&Collection> for CollectionPb {
             sharding: sharding_number(collection.sharding),
             buckets: collection.buckets.into(),
             replicas: collection.replicas.into(),
+            values: said(collection).map(ValuesPb::from),
         }
     }
+}
+
+/// What differs from the defaults.
+fn said(collection: &Collection) -> Option<ValueSettings> {
+    let values = ValueSettings {
+        objects_from: (collection.objects_from != Collection::OBJECTS_FROM_DEFAULT).then_some(collection.objects_from),
+        chunking: (collection.chunking != Chunking::default()).then_some(collection.chunking),
+    };
+    (values != ValueSettings::NONE).then_some(values)
+}
+
+/// Encodes a collection.
+pub(crate) fn encode_collection(collection: &Collection) -> Bytes {
+    let version = said(collection).map_or(ClusterVersion::FIRST, |_| ClusterVersion::VALUE_REFS);
+    encode_at(VersionNeed::InForce(version), &CollectionPb::from(collection))
+}
+
+/// Decodes a collection.
+pub(crate) fn decode_collection(bytes: &[u8]) -> Result<Collection, CodecError> {
+    Collection::from_pb(decode_versioned::<CollectionPb>(bytes)?)
+}
+
+impl From<ValueSettings> for ValuesPb {
+    fn from(values: ValueSettings) -> Self {
+        let lengths = values.chunking.map(|chunking| [chunking.min(), chunking.average(), chunking.max()]);
+        let [chunk_min, chunk_average, chunk_max] = lengths.unwrap_or_default();
+        Self { objects_from: values.objects_from.unwrap_or(0), chunk_min, chunk_average, chunk_max }
+    }
+}
+
+pub(super) fn value_settings(values: ValuesPb) -> Result<ValueSettings, CodecError> {
+    let ValuesPb { objects_from, chunk_min, chunk_average, chunk_max } = values;
+    let chunking = match (chunk_min, chunk_average, chunk_max) {
+        (0, 0, 0) => None,
+        (min, average, max) => Some(Chunking::new(min, average, max).map_err(|_| CodecError::Malformed)?),
+    };
+    Ok(ValueSettings { objects_from: (objects_from > 0).then_some(objects_from), chunking })
 }
 
 /// `Collection` belongs to another crate, so this cannot be a `TryFrom`.
@@ -396,12 +450,15 @@ trait FromPb<Pb>: Sized {
 
 impl FromPb<CollectionPb> for Collection {
     fn from_pb(collection: CollectionPb) -> Result<Self, CodecError> {
+        let values = value_settings(collection.values.unwrap_or_default())?;
         Ok(Self {
             id: collection_id(collection.id)?,
             name: collection.name,
             sharding: sharding(collection.sharding)?,
             buckets: u16::try_from(collection.buckets).map_err(|_| CodecError::Malformed)?,
             replicas: u8::try_from(collection.replicas).map_err(|_| CodecError::Malformed)?,
+            objects_from: values.objects_from.unwrap_or(Self::OBJECTS_FROM_DEFAULT),
+            chunking: values.chunking.unwrap_or_default(),
         })
     }
 }

@@ -1,15 +1,16 @@
 //! Round trips of every command and every reply.
 
-use flotilla_placement::Sharding;
+use flotilla_placement::{Collection, Sharding};
 use flotilla_types::{
     Bucket, ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, KeyRange, NodeId, ReplicaDescriptor,
     ReplicaId, ReplicaRole, Role, ShardDescriptor, ShardId, VersionRange,
 };
+use flotilla_values::Chunking;
 
 use super::*;
 use crate::{
     Addresses, Displaced, Field, JoinRequest, KeyId, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, NodeState,
-    PreparedAuthority, SeenNode, TokenId,
+    PreparedAuthority, SeenNode, TokenId, ValueSettings,
 };
 
 fn raise() -> MetaCommand {
@@ -92,11 +93,50 @@ fn commands() -> Vec<MetaCommand> {
             buckets: 2,
             replicas: 3,
             initial_nodes,
+            values: ValueSettings::NONE,
         });
+    }
+    for values in value_settings() {
+        commands.push(MetaCommand::ChangeCollection { collection: CollectionId(3), values });
+        let (name, sharding, initial_nodes) = ("c".to_owned(), Sharding::Hash, vec![vec![NodeId(1)]]);
+        commands.push(MetaCommand::CreateCollection { name, sharding, buckets: 2, replicas: 3, initial_nodes, values });
     }
     commands.push(MetaCommand::Batch(commands.clone()));
     commands.push(raise());
     commands
+}
+
+fn value_settings() -> [ValueSettings; 4] {
+    let chunking = Some(Chunking::AVERAGE_64_KIB);
+    [(None, None), (Some(1 << 20), None), (None, chunking), (Some(1 << 10), chunking)]
+        .map(|(objects_from, chunking)| ValueSettings { objects_from, chunking })
+}
+
+#[test]
+fn settings_of_values_need_their_version_and_nothing_else_does() {
+    let version = |values: ValueSettings| {
+        let (name, sharding, initial_nodes) = ("c".to_owned(), Sharding::Hash, vec![vec![NodeId(1)]]);
+        let command = MetaCommand::CreateCollection { name, sharding, buckets: 2, replicas: 3, initial_nodes, values };
+        command.encode()[0]
+    };
+    let collection = |objects_from, chunking| {
+        let (id, name, sharding) = (CollectionId(3), "c".to_owned(), Sharding::Hash);
+        let collection = Collection { id, name, sharding, buckets: 2, replicas: 3, objects_from, chunking };
+        let encoded = encode_collection(&collection);
+        assert_eq!(decode_collection(&encoded), Ok(collection));
+        encoded[0]
+    };
+    assert_eq!((version(ValueSettings::NONE), collection(4_096, Chunking::default())), (1, 1));
+    for values in &value_settings()[1..] {
+        let objects_from = values.objects_from.unwrap_or(4_096);
+        assert_eq!((version(*values), collection(objects_from, values.chunking.unwrap_or_default())), (5, 5));
+    }
+    let change = |values| MetaCommand::ChangeCollection { collection: CollectionId(3), values };
+    let mut bytes = change(ValueSettings::NONE).encode().to_vec();
+    assert_eq!(bytes[0], 5);
+    // A binary of an earlier version refuses the kind, and so does this one.
+    bytes[0] = 4;
+    assert_eq!(MetaCommand::decode(&bytes), Err(CodecError::Malformed));
 }
 
 #[test]
@@ -203,8 +243,13 @@ fn commands_name_the_version_that_they_need() {
                 versions.is_some()
             }
             MetaCommand::SetNodeState { state, .. } => matches!(state, NodeState::Draining | NodeState::Leaving),
-            MetaCommand::Batch(_)
-            | MetaCommand::PrepareAuthority { .. }
+            MetaCommand::CreateCollection { values: ValueSettings::NONE, .. } => false,
+            // One of the batch needs it.
+            MetaCommand::CreateCollection { .. } | MetaCommand::ChangeCollection { .. } | MetaCommand::Batch(_) => {
+                assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::VALUE_REFS));
+                continue;
+            }
+            MetaCommand::PrepareAuthority { .. }
             | MetaCommand::BeginRotation { .. }
             | MetaCommand::NodeCertified { .. }
             | MetaCommand::CreateKey { .. }

@@ -1,7 +1,7 @@
-//! `collection create|list|drop`.
+//! `collection create|show|set|list|drop`.
 
-use clap::{Subcommand, ValueEnum};
-use flotilla_api::{Collection, CollectionList, CreateCollection, Sharding};
+use clap::{Args, Subcommand, ValueEnum};
+use flotilla_api::{ChangeCollection, Collection, CollectionList, CreateCollection, Sharding};
 use flotilla_client::Client;
 use serde_json::json;
 
@@ -29,6 +29,21 @@ pub(crate) enum CollectionCommand {
         /// Number of replicas of each shard
         #[arg(long)]
         replicas: Option<u8>,
+        #[command(flatten)]
+        values: ValueArguments,
+    },
+    /// Show a collection and its settings
+    Show {
+        /// Name of the collection
+        name: String,
+    },
+    /// Change how a collection stores large values; what is stored already stays as it is
+    #[command(arg_required_else_help = true)]
+    Set {
+        /// Name of the collection
+        name: String,
+        #[command(flatten)]
+        values: ValueArguments,
     },
     /// List all collections
     List,
@@ -39,6 +54,19 @@ pub(crate) enum CollectionCommand {
         #[command(flatten)]
         confirmation: Confirmation,
     },
+}
+
+/// How large values are stored.
+#[derive(Debug, Args)]
+pub(crate) struct ValueArguments {
+    /// Store values of more bytes as objects, of which equal ones are stored and sent once: 1024 to 4194304 [default:
+    /// 4096]
+    #[arg(long, value_name = "BYTES")]
+    objects_from: Option<u32>,
+    /// Cut them into chunks of these lengths at least, on average and at most, such as 4KiB/16KiB/64KiB; or
+    /// `default`, or `archive` for longer chunks
+    #[arg(long, value_name = "LENGTHS")]
+    chunk: Option<String>,
 }
 
 /// How keys are distributed over shards.
@@ -53,14 +81,21 @@ pub(crate) enum ShardingArgument {
 
 pub(super) async fn run(command: CollectionCommand, client: &Client, output: Output) -> Result<(), Failure> {
     match command {
-        CollectionCommand::Create { name, sharding, buckets, shards, replicas } => {
+        CollectionCommand::Create { name, sharding, buckets, shards, replicas, values } => {
             let sharding = match sharding {
                 ShardingArgument::Hash => Sharding::Hash,
                 ShardingArgument::Range => Sharding::Range,
             };
-            let request = CreateCollection { name, sharding, buckets, shards, replicas };
+            let ValueArguments { objects_from, chunk } = values;
+            let request = CreateCollection { name, sharding, buckets, shards, replicas, objects_from, chunk };
             let created = client.create_collection(&request).await?;
             output.show(&created, |collection| rows(std::slice::from_ref(collection)))
+        }
+        CollectionCommand::Show { name } => output.show(&client.collection(&name).await?, settings),
+        CollectionCommand::Set { name, values } => {
+            let ValueArguments { objects_from, chunk } = values;
+            let changed = client.change_collection(&name, &ChangeCollection { objects_from, chunk }).await?;
+            output.show(&changed, settings)
         }
         CollectionCommand::List => {
             let collections = client.collections().await?;
@@ -79,6 +114,14 @@ pub(super) async fn run(command: CollectionCommand, client: &Client, output: Out
             output.show(&json!({ "dropped": name }), |_| format!("dropped {name}"))
         }
     }
+}
+
+fn settings(collection: &Collection) -> String {
+    let values = match (collection.objects_from, &collection.chunk) {
+        (Some(bytes), Some(chunk)) => format!("values of more than {bytes} bytes are cut into chunks of {chunk}\n"),
+        _ => String::new(),
+    };
+    format!("{}\n{values}", rows(std::slice::from_ref(collection))).trim_end().to_owned()
 }
 
 fn rows(collections: &[Collection]) -> String {

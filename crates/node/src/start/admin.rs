@@ -11,18 +11,19 @@ use std::{
 };
 
 use flotilla_api::{
-    AuthorityStatus, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection, DigestList, Event, KeyId,
-    KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationList, RecordsDigest, ReplicaDigest, ScrubReport,
-    Setting as ApiSetting, Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    AuthorityStatus, ChangeCollection, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection,
+    DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationList, RecordsDigest,
+    ReplicaDigest, ScrubReport, Setting as ApiSetting, Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest,
+    UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, StoreError};
 use flotilla_identity::{ClientKey, JoinToken, TokenId};
-use flotilla_meta::{BUCKETS_MAX, Liveness, MetaCommand, MetaRefusal, MetaReply, NodeState, Setting};
+use flotilla_meta::{BUCKETS_MAX, Liveness, MetaCommand, MetaRefusal, MetaReply, NodeState, Setting, ValueSettings};
 use flotilla_placement::Sharding;
 use flotilla_replication::{Handle, ReplicaStatus, clock};
 use flotilla_transport::Transport;
-use flotilla_types::{NodeId, ShardId, VersionRange};
+use flotilla_types::{ClusterVersion, NodeId, ShardId, VersionRange};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::broadcast;
 
@@ -69,7 +70,11 @@ impl NodeAdmin {
         self.shards.propose_meta(&command, remaining).await.map_err(|error| match error {
             ShardError::Unknown => StoreError::OutcomeUnknown { shard: ShardId::META },
             ShardError::Busy => StoreError::Busy { retry_after_ms: 100 },
-            ShardError::Unavailable | ShardError::Stale | ShardError::Damaged | ShardError::SnapshotExpired => {
+            ShardError::Unavailable
+            | ShardError::Stale
+            | ShardError::Damaged
+            | ShardError::SnapshotExpired
+            | ShardError::ObjectsMissing => {
                 StoreError::Unavailable { shard: Some(ShardId::META), leader: self.topology.leader(ShardId::META) }
             }
         })
@@ -101,8 +106,12 @@ impl NodeAdmin {
         if let Some(refusal) = misfit(request.sharding, shards, buckets) {
             return Err(StoreError::Refused(refusal).into());
         }
+        let values = self.values(request.objects_from, request.chunk.as_deref())?;
         let matches = |found: &Collection| {
-            found.sharding == request.sharding && found.buckets == buckets && found.replicas == replicas
+            found.sharding == request.sharding
+                && found.buckets == buckets
+                && found.replicas == replicas
+                && has_values(found, values)
         };
         if let Some(found) = self.find(&request.name) {
             return if matches(&found) { Ok(found) } else { Err(StoreError::CollectionExists(request.name).into()) };
@@ -114,6 +123,7 @@ impl NodeAdmin {
             buckets,
             replicas,
             initial_nodes: meta.initial_nodes(shards, replicas, |node| self.liveness(node)),
+            values,
         };
         let name = request.name.clone();
         match self.propose(command, deadline).await {
@@ -125,6 +135,41 @@ impl NodeAdmin {
         }
         self.wait_until(deadline, |meta| meta.collection(&name).is_some()).await;
         self.find(&name).ok_or_else(|| StoreError::OutcomeUnknown { shard: ShardId::META }.into())
+    }
+
+    /// What a request says of large values.
+    fn values(&self, objects_from: Option<u32>, chunk: Option<&str>) -> Result<ValueSettings, AdminError> {
+        let refused = |refusal: String| AdminError::from(StoreError::Refused(refusal));
+        let chunking =
+            chunk.map(|chunk| chunk.parse().map_err(|error| refused(format!("`chunk`: {error}")))).transpose()?;
+        let values = ValueSettings { objects_from, chunking };
+        let in_force = self.topology.meta().cluster_version();
+        if values != ValueSettings::NONE && in_force < ClusterVersion::VALUE_REFS {
+            let needed = ClusterVersion::VALUE_REFS;
+            return Err(refused(format!(
+                "large values need version {needed} of the cluster, and {in_force} is in force: upgrade all nodes, then \
+                 run `flotilla cluster upgrade`"
+            )));
+        }
+        Ok(values)
+    }
+
+    async fn change_values(
+        &self,
+        name: String,
+        request: ChangeCollection,
+        deadline: Instant,
+    ) -> Result<Collection, AdminError> {
+        let values = self.values(request.objects_from, request.chunk.as_deref())?;
+        let found = self.find(&name).ok_or_else(|| StoreError::CollectionNotFound(name.clone()))?;
+        if !has_values(&found, values) {
+            self.propose(MetaCommand::ChangeCollection { collection: found.id, values }, deadline).await?;
+            self.wait_until(deadline, |meta| {
+                meta.collection(&name).is_none_or(|found| has_values(&status::collection(found), values))
+            })
+            .await;
+        }
+        self.find(&name).ok_or_else(|| StoreError::CollectionNotFound(name).into())
     }
 
     fn find(&self, name: &str) -> Option<Collection> {
@@ -300,6 +345,13 @@ impl NodeAdmin {
     }
 }
 
+/// Whether a collection has these settings, as far as they are said.
+fn has_values(found: &Collection, values: ValueSettings) -> bool {
+    let has = |said: Option<String>, found: &Option<String>| said.is_none() || said == *found;
+    (values.objects_from.is_none() || values.objects_from == found.objects_from)
+        && has(values.chunking.map(|chunking| chunking.to_string()), &found.chunk)
+}
+
 /// Why a collection cannot have as many shards. Other limits are for the metadata group to check.
 fn misfit(sharding: ApiSharding, shards: u16, buckets: u16) -> Option<String> {
     match sharding {
@@ -438,6 +490,15 @@ impl Admin for NodeAdmin {
 
     fn create_collection(&self, request: CreateCollection, deadline: Instant) -> AdminFuture<'_, Collection> {
         Box::pin(self.create(request, deadline))
+    }
+
+    fn change_collection(
+        &self,
+        name: String,
+        request: ChangeCollection,
+        deadline: Instant,
+    ) -> AdminFuture<'_, Collection> {
+        Box::pin(self.change_values(name, request, deadline))
     }
 
     fn drop_collection(&self, name: String, deadline: Instant) -> AdminFuture<'_, ()> {

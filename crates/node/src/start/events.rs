@@ -103,6 +103,7 @@ fn describe(event: Event) -> (&'static str, BTreeMap<String, String>) {
                 LostReason::RolledBack => "log_went_backwards",
                 LostReason::Broken => "replica_failed",
                 LostReason::Diverged => "replica_quarantined",
+                LostReason::Tombstone => "replica_not_created",
             };
             let names: Vec<_> = replicas.iter().map(|(shard, replica)| format!("{shard}/{replica}")).collect();
             (kind, detail(&[("replicas", names.join(" "))]))

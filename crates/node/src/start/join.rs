@@ -370,6 +370,7 @@ impl JoinAdmission {
                 | ShardError::Stale
                 | ShardError::Damaged
                 | ShardError::SnapshotExpired
+                | ShardError::ObjectsMissing
                 | ShardError::Unknown),
             ) => peer::join_response::Kind::Retry(error.to_string()),
         }

@@ -50,6 +50,7 @@ use flotilla_meta::{MetaState, Setting};
 use flotilla_raft_log::EngineLog;
 use flotilla_replication::{Handle, Host, HostParts, clock};
 use flotilla_state::Engine;
+use flotilla_storage::ValueObjects;
 use flotilla_transport::{BoundSocket, Transport};
 use flotilla_types::{HostPort, NodeId, VersionRange};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -234,7 +235,7 @@ async fn serve(
     };
     let (notices, losses) = notices(topology.clone(), publish.clone());
     let log = open_log(&config, &folder)?;
-    let host = open_host(&config, &folder, &me, log.clone(), topology.clone(), network.clone(), notices)?;
+    let (host, values) = open_host(&config, &folder, &me, log.clone(), topology.clone(), network.clone(), notices)?;
     let control = Control::start(ControlParts {
         me: me.clone(),
         topology: topology.clone(),
@@ -277,7 +278,7 @@ async fn serve(
 
     let stopping = Arc::new(AtomicBool::new(false));
     let departure = Departure::new(&topology, &shards, inbound.ending.clone());
-    let store = Store::new(shards.clone(), GatewayStart(rand::random()));
+    let store = Store::new(shards.clone(), values, GatewayStart(rand::random()));
     let ports_issued_by = watch::Sender::new(None);
     let certified_ports = security::certifies_ports(&config).then(|| ports_issued_by.subscribe());
     let security = Security {
@@ -480,24 +481,26 @@ fn open_host(
     topology: Arc<Topology>,
     network: Arc<Transport>,
     notices: Box<dyn Fn(flotilla_replication::Notice) + Send>,
-) -> anyhow::Result<Host> {
+) -> anyhow::Result<(Host, Arc<dyn ValueObjects>)> {
     let options = flotilla_state::Options { view: config.view.clone(), ..flotilla_state::Options::default() };
     let state_dir = folder.state_dir();
     let engine = Engine::open(&state_dir, options)
         .with_context(|| format!("cannot open the state in {}", state_dir.display()))?;
+    let engine = Arc::new(engine);
     let parts = HostParts {
         node: me.node,
         incarnation: me.incarnation,
         config: config.host.clone(),
         log,
-        engine: Arc::new(engine),
+        engine: engine.clone(),
+        values: engine.clone(),
         machines: machines::machines(topology),
         lists: flotilla_values::list_refs,
         seed: rand::random(),
         notices,
         fatal: end_process(config.data_dir.clone()),
     };
-    Ok(Host::start(parts, network, tokio::runtime::Handle::current())?)
+    Ok((Host::start(parts, network, tokio::runtime::Handle::current())?, engine))
 }
 
 /// Ends the process after a fatal error. Everything that was acknowledged is durable.

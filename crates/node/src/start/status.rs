@@ -179,21 +179,24 @@ pub(crate) fn authority(meta: &MetaState, fingerprint: String, holds_key: bool, 
 }
 
 pub(crate) fn collections(meta: &MetaState) -> Vec<Collection> {
-    let mut collections: Vec<_> = meta
-        .collections()
-        .map(|collection| Collection {
-            id: collection.id,
-            name: collection.name.clone(),
-            sharding: match collection.sharding {
-                flotilla_placement::Sharding::Hash => Sharding::Hash,
-                flotilla_placement::Sharding::Range => Sharding::Range,
-            },
-            buckets: collection.buckets,
-            replicas: collection.replicas,
-        })
-        .collect();
+    let mut collections: Vec<_> = meta.collections().map(collection).collect();
     collections.sort_by(|a, b| a.name.cmp(&b.name));
     collections
+}
+
+pub(crate) fn collection(collection: &flotilla_placement::Collection) -> Collection {
+    Collection {
+        id: collection.id,
+        name: collection.name.clone(),
+        sharding: match collection.sharding {
+            flotilla_placement::Sharding::Hash => Sharding::Hash,
+            flotilla_placement::Sharding::Range => Sharding::Range,
+        },
+        buckets: collection.buckets,
+        replicas: collection.replicas,
+        objects_from: Some(collection.objects_from),
+        chunk: Some(collection.chunking.to_string()),
+    }
 }
 
 pub(crate) fn setting(setting: Setting, value: u64) -> ApiSetting {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use flotilla_meta::{
     Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode, TokenId as JoinTokenId,
+    ValueSettings,
 };
 use flotilla_placement::Sharding;
 use flotilla_replication::{GroupStatus, ReplicaStatus, Role};
@@ -53,6 +54,7 @@ impl Metadata {
                 buckets: u16::try_from(shards.len()).expect("few shards"),
                 replicas: 3,
                 initial_nodes: shards.iter().map(|nodes| nodes.iter().copied().map(NodeId).collect()).collect(),
+                values: ValueSettings::NONE,
             });
         }
         self.state().shards().map(|shard| shard.id).filter(|shard| *shard != ShardId::META).collect()

@@ -241,6 +241,9 @@ pub enum LostReason {
     Broken,
     /// The replica's state differs from that of a majority of its shard.
     Diverged,
+    /// It was given up here before, and the node stopped before the metadata had replaced it: its id has a tombstone,
+    /// so that it can not be created.
+    Tombstone,
 }
 
 /// The effects that the shell must perform, in the order of the fields; each list in its own order.

@@ -350,8 +350,13 @@ impl<T> Core<T> {
 
     /// Creates a replica, if this node may not have forgotten it. A refused creation is requested again.
     fn create(&mut self, id: ReplicaId, descriptor: ShardDescriptor, founding: bool, effects: &mut Effects<T>) {
-        let gone = self.being_destroyed.contains_key(&id) || self.log.is_tombstone(id);
-        if gone || self.replicas.contains_key(&id) || !self.handshake.may_create(self.node, &descriptor) {
+        if self.being_destroyed.contains_key(&id) || self.log.is_tombstone(id) {
+            // Whoever wants it must want another one.
+            let replicas = vec![(descriptor.shard, id)];
+            effects.notices.push(Notice::Lost { replicas, reason: LostReason::Tombstone });
+            return;
+        }
+        if self.replicas.contains_key(&id) || !self.handshake.may_create(self.node, &descriptor) {
             return;
         }
         // Founders start after one imaginary entry, so that a later replica always needs a snapshot, which

@@ -15,6 +15,7 @@
 mod apply;
 mod background;
 mod digest;
+mod fetch;
 mod frames;
 mod gather;
 mod inline;
@@ -40,12 +41,13 @@ use std::{
 use bytes::Bytes;
 use flotilla_consensus::{ConfChange, ShardChange};
 use flotilla_failpoints::{Place, reached};
-use flotilla_storage::{EngineError, ListRefs, Log, LogError, Remedy, StateEngine, remedy};
-use flotilla_types::{ClusterVersion, Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId, Timestamp};
+use flotilla_storage::{EngineError, ListRefs, Log, LogError, Remedy, StateEngine, ValueObjects, remedy};
+use flotilla_types::{ClusterVersion, Incarnation, NodeId, Refs, ReplicaId, ShardDescriptor, ShardId, Timestamp};
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
 
 pub use digest::{Digest, DigestError};
+pub use fetch::{FetchError, Fetched};
 use inline::InlineExecutor;
 use pace::Pace;
 pub use pull::IncomingSnapshot;
@@ -80,6 +82,8 @@ pub struct HostParts {
     pub log: Arc<dyn Log>,
     /// Records and checkpoints.
     pub engine: Arc<dyn StateEngine>,
+    /// The objects of large values, in the same engine.
+    pub values: Arc<dyn ValueObjects>,
     /// Makes the state machine of a shard.
     pub machines: MachineFactory,
     /// What the lists need that entries and records refer to.
@@ -143,7 +147,8 @@ pub struct Handle {
     engine: Arc<dyn StateEngine>,
     apply: Arc<InlineExecutor<apply::Apply>>,
     transferable_leaderships: Arc<AtomicUsize>,
-    pulls: pull::Tasks,
+    puller: pull::Puller,
+    values: Arc<dyn ValueObjects>,
     /// How fast the node receives and sends objects.
     receiving: Pace,
     sending: Pace,
@@ -194,7 +199,6 @@ impl Host {
             pace: receiving.clone(),
             fatal: parts.fatal.clone(),
         });
-        let pulls = puller.tasks();
         let wal = wal::Wal {
             wal: work::Wal::new(&*parts.log, parts.incarnation),
             log: parts.log.clone(),
@@ -224,7 +228,7 @@ impl Host {
             apply: apply.clone(),
             background: background_tx.clone(),
             compaction: compaction_tx.clone(),
-            puller,
+            puller: puller.clone(),
             open_pins,
             pins_expire_ms: 0,
             engine: parts.engine.clone(),
@@ -272,7 +276,8 @@ impl Host {
             engine: parts.engine.clone(),
             apply: apply.clone(),
             transferable_leaderships,
-            pulls,
+            puller,
+            values: parts.values,
             receiving,
             sending,
             scrub: scrub.clone(),
@@ -389,6 +394,28 @@ impl Handle {
         }
     }
 
+    /// The objects of large values on this node.
+    #[must_use]
+    pub fn values(&self) -> Arc<dyn ValueObjects> {
+        self.values.clone()
+    }
+
+    /// Fetches what is missing here of these objects, and of all that they need, from other nodes: the first one is said
+    /// to have everything. What is here is read, unless that was done since the start. The upload holds what is
+    /// here and what comes, also if the rest does not; it must go on until then.
+    ///
+    /// # Errors
+    /// See [`FetchError`].
+    pub async fn fetch(
+        &self,
+        upload: u64,
+        refs: &Refs,
+        sources: Vec<NodeId>,
+        timeout: Duration,
+    ) -> Result<Fetched, FetchError> {
+        self.puller.fetch_for(&self.values, upload, refs, sources, timeout).await
+    }
+
     /// Creates a replica, by an operation of the metadata group.
     pub fn create(&self, replica: ReplicaId, descriptor: ShardDescriptor, founding: bool) {
         self.inbox.send(Input::Create { replica, descriptor, founding });
@@ -422,6 +449,9 @@ impl Handle {
 
     /// Sets the cluster version in force; a lower one than before is ignored.
     pub fn set_cluster_version(&self, version: ClusterVersion) {
+        if version >= ClusterVersion::VALUE_REFS {
+            self.engine.allow_compression();
+        }
         self.inbox.send(Input::ClusterVersion(version));
     }
 
@@ -548,7 +578,7 @@ impl Handle {
     /// The snapshots that replicas here receive.
     #[must_use]
     pub fn incoming_snapshots(&self) -> Vec<IncomingSnapshot> {
-        self.pulls.lock().values().map(|task| task.current).collect()
+        self.puller.tasks().lock().values().map(|task| task.current).collect()
     }
 
     /// How the scrub stands, a step ago at most.

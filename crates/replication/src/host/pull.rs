@@ -19,7 +19,7 @@ use tokio::{
     task::{JoinError, JoinSet, spawn_blocking},
 };
 
-use super::{Inbox, gather, pace::Pace};
+use super::{Inbox, fetch, gather, pace::Pace};
 use crate::{
     Input, clock,
     work::{End, Pull, PullBounds, PullError, PullOrder, PullRequest, PullState, Stored, waiting_request},
@@ -54,7 +54,7 @@ pub(super) struct PullerParts {
 
 #[derive(Clone)]
 pub(super) struct Puller {
-    node: NodeId,
+    pub(super) node: NodeId,
     pub(super) runtime: tokio::runtime::Handle,
     network: Arc<Transport>,
     pub(super) engine: Arc<dyn StateEngine>,
@@ -67,6 +67,7 @@ pub(super) struct Puller {
     pulls: Arc<Semaphore>,
     /// What entries and commands wait for.
     pub(super) gathers: gather::Gathers,
+    pub(super) fetches: fetch::Fetches,
     calls: Arc<Semaphore>,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -161,6 +162,7 @@ impl Puller {
             tasks: Arc::default(),
             pulls,
             gathers: gather::Gathers::default(),
+            fetches: fetch::Fetches::default(),
             calls,
             fatal,
         }

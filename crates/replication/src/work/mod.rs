@@ -14,10 +14,10 @@ mod wal;
 pub use budget::Budget;
 pub use frames::{PackedFrame, pack, pack_node_heartbeat, unpack};
 pub use jobs::{Job, JobResult, TRIES_MAX};
-pub(crate) use pull::sources;
 pub use pull::{
     End, Pull, PullBounds, PullError, PullOrder, PullRequest, PullState, Served, Stored, serve, serve_later,
     waiting_request,
 };
+pub(crate) use pull::{other_nodes, sources};
 pub use scrub::{ScrubStatus, Scrubber};
 pub use wal::{Durable, Merged, Wal, WalJob};

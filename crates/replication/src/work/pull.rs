@@ -164,6 +164,23 @@ impl PullOrder {
         let roots = refs.iter().map(Wanted::of_ref).collect();
         Self { replica: ReplicaId::NONE, holder: None, sources, roots, lists }
     }
+
+    /// The same, held by this holder from the first object on.
+    #[must_use]
+    pub fn held_by(self, holder: Holder) -> Self {
+        Self { holder: Some(holder), ..self }
+    }
+}
+
+/// Nodes that may have objects, each once, without `node`, which needs them.
+pub(crate) fn other_nodes(node: NodeId, nodes: Vec<NodeId>) -> Vec<NodeId> {
+    let mut others: Vec<NodeId> = Vec::new();
+    for other in nodes {
+        if other != node && !others.contains(&other) && others.len() < SOURCES_MAX {
+            others.push(other);
+        }
+    }
+    others
 }
 
 /// The nodes that may have objects of a shard: one that is said to have all, and those of other replicas, voters
@@ -171,13 +188,8 @@ impl PullOrder {
 pub(crate) fn sources(node: NodeId, first: Option<NodeId>, descriptor: &ShardDescriptor) -> Vec<NodeId> {
     let mut replicas = descriptor.replicas.clone();
     replicas.sort_by_key(|replica| replica.role != ReplicaRole::Voter);
-    let mut sources: Vec<_> = first.into_iter().filter(|first| *first != node).collect();
-    for replica in replicas {
-        if replica.node != node && !sources.contains(&replica.node) && sources.len() < SOURCES_MAX {
-            sources.push(replica.node);
-        }
-    }
-    sources
+    let nodes = first.into_iter().chain(replicas.into_iter().map(|replica| replica.node));
+    other_nodes(node, nodes.collect())
 }
 
 /// A node that serves a pull.

@@ -174,7 +174,7 @@ fn command(names: &[&str], action: &Action) -> Bytes {
 /// A command without a session that stores a value.
 pub(crate) fn put(name: &str, value: &'static str) -> Bytes {
     let value = Bytes::from_static(value.as_bytes());
-    command(&[name], &Action::Put { value, expiry: Expiry::Never, return_old: false })
+    command(&[name], &Action::Put { value: value.into(), expiry: Expiry::Never, return_old: false })
 }
 
 fn entry(index: u64) -> Entry {
@@ -204,7 +204,7 @@ fn values(answer: &Bytes) -> Vec<String> {
         Found::Page { records, next: None } => records,
         other => panic!("{other:?}"),
     };
-    records.into_iter().map(|record| String::from_utf8(record.value.to_vec()).unwrap()).collect()
+    records.into_iter().map(|record| String::from_utf8(record.value.inline().unwrap().to_vec()).unwrap()).collect()
 }
 
 /// Whatever runs meanwhile, a read sees exactly the entries that were passed on before it, or is refused.

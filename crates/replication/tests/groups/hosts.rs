@@ -8,12 +8,12 @@ use std::{
 use bytes::Bytes;
 use flotilla_identity::{ClusterAuthority, NodeIdentity, NodeKey};
 use flotilla_kv::{KvMachine, Limits};
-use flotilla_replication::{CommandRefs, Handle, Host, HostConfig, HostParts, RequestError, Role};
+use flotilla_replication::{CommandRefs, FetchError, Fetched, Handle, Host, HostConfig, HostParts, RequestError, Role};
 use flotilla_state::{Engine, Options};
-use flotilla_storage::{MemoryLog, StateEngine, conformance::Referring};
+use flotilla_storage::{MemoryEngine, MemoryLog, StateEngine, UploadError, ValueObjects, conformance::Referring};
 use flotilla_transport::{BoxFuture, Class, Config, Handler, PeerState, Transport};
 use flotilla_types::{
-    ClusterId, ClusterVersion, Epoch, Holder, Incarnation, KeyRange, NodeId, ObjectId, ReplicaDescriptor, ReplicaId,
+    ClusterId, ClusterVersion, Epoch, Incarnation, KeyRange, NodeId, ObjectId, Refs, ReplicaDescriptor, ReplicaId,
     ReplicaRole, ShardDescriptor, ShardId, Timestamp,
 };
 use flotilla_values::{Chunking, Cutter, Finished, ValueRef, list_refs};
@@ -60,29 +60,28 @@ impl Handler for Passes {
     }
 }
 
-struct Node {
+struct Node<E> {
     id: NodeId,
     host: Host,
     network: Arc<Transport>,
-    engine: Arc<Engine>,
-    _dir: tempfile::TempDir,
+    engine: Arc<E>,
 }
 
-async fn start(authority: &ClusterAuthority, id: NodeId) -> Node {
+async fn start<E: StateEngine + ValueObjects>(authority: &ClusterAuthority, id: NodeId, engine: E) -> Node<E> {
     let key = NodeKey::generate().unwrap();
     let cert = authority.issue(id, &key.csr_der().unwrap(), u64::MAX).unwrap();
     let identity = NodeIdentity::new(authority.cluster(), id, authority.cert_der().clone(), cert, key).unwrap();
     let passes = Arc::new(Passes::default());
     let config = Config::new(([127, 0, 0, 1], 0).into());
     let network = Arc::new(Transport::start(config, identity, passes.clone()).await.unwrap());
-    let dir = tempfile::tempdir().unwrap();
-    let engine = Arc::new(Engine::open(dir.path(), Options::default()).unwrap());
+    let engine = Arc::new(engine);
     let parts = HostParts {
         node: id,
         incarnation: Incarnation(1),
         config: HostConfig::default(),
         log: Arc::new(MemoryLog::default()),
         engine: engine.clone(),
+        values: engine.clone(),
         machines: Arc::new(|_| Box::new(Referring::over(Box::new(KvMachine::new(Limits::default()))))),
         lists: list_refs,
         seed: id.0,
@@ -91,11 +90,11 @@ async fn start(authority: &ClusterAuthority, id: NodeId) -> Node {
     };
     let host = Host::start(parts, network.clone(), tokio::runtime::Handle::current()).unwrap();
     assert!(passes.0.set(host.handle()).is_ok());
-    Node { id, host, network, engine, _dir: dir }
+    Node { id, host, network, engine }
 }
 
-/// Stores a value as a gateway does.
-fn upload(engine: &Engine, content: &[u8]) -> ValueRef {
+/// Stores a value as a gateway does, for an upload.
+fn upload(values: &dyn ValueObjects, upload: u64, content: &[u8]) -> ValueRef {
     let mut cutter = Cutter::new(Chunking::default(), content.len() as u64);
     let (mut rest, mut objects) = (content, Vec::new());
     while let Some(object) = cutter.push(&mut rest).unwrap() {
@@ -103,18 +102,48 @@ fn upload(engine: &Engine, content: &[u8]) -> ValueRef {
     }
     let Finished { value, objects: last } = cutter.finish();
     objects.extend(last);
-    engine.hold(Holder::Upload(1), &value.refs().ids().collect::<Vec<_>>());
+    values.begin_upload(upload, TIMEOUT).unwrap();
     let find = |id: ObjectId| objects.iter().find(|object| object.id == id).unwrap().bytes.clone();
     let mut queue = value.refs().to_vec();
     while let Some(reference) = queue.pop() {
         let bytes = find(reference.id);
         let below = if reference.height > 0 { list_refs(&reference, &bytes).unwrap() } else { Vec::new() };
         let children: Vec<_> = below.iter().map(|below| below.id).collect();
-        engine.import(reference.id, bytes, &children).unwrap();
+        values.store(upload, reference.id, bytes, &children).unwrap();
         queue.extend(below);
     }
-    engine.sync().unwrap();
+    values.sync().unwrap();
     value
+}
+
+/// Bytes that do not repeat.
+fn content(len: usize) -> Vec<u8> {
+    (0..len as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 11) as u8).collect()
+}
+
+/// Hosts that know each other.
+async fn start_all<E: StateEngine + ValueObjects>(engines: impl Fn(NodeId) -> E) -> Vec<Node<E>> {
+    let authority = ClusterAuthority::mint(ClusterId([7; 16])).unwrap();
+    let mut nodes = Vec::new();
+    for id in NODES {
+        nodes.push(start(&authority, id, engines(id)).await);
+    }
+    for node in &nodes {
+        for peer in nodes.iter().filter(|peer| peer.id != node.id) {
+            node.network.set_peer(peer.id, peer.network.local_addr());
+        }
+        let host = node.host.handle();
+        host.set_peers(NODES.into_iter().filter(|peer| *peer != node.id).collect());
+        host.set_cluster_version(ClusterVersion::VALUE_REFS);
+    }
+    nodes
+}
+
+async fn stop_all<E>(nodes: Vec<Node<E>>) {
+    for Node { host, network, .. } in nodes {
+        host.stop();
+        network.close().await;
+    }
 }
 
 async fn until(what: &str, holds: impl Fn() -> bool) {
@@ -125,7 +154,7 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-fn leader(nodes: &[Node]) -> Option<&Node> {
+fn leader<E>(nodes: &[Node<E>]) -> Option<&Node<E>> {
     nodes.iter().find(|node| {
         let status = node.host.handle().status();
         status.iter().any(|replica| replica.group.as_ref().is_some_and(|group| group.role == Role::Leader))
@@ -133,7 +162,7 @@ fn leader(nodes: &[Node]) -> Option<&Node> {
 }
 
 /// Proposes until it is done: the leader may have changed, or may not know the version yet.
-async fn write(nodes: &[Node], key: &[u8], value: &ValueRef, held_by: NodeId) {
+async fn write<E>(nodes: &[Node<E>], key: &[u8], value: &ValueRef, held_by: NodeId) {
     let started = Instant::now();
     loop {
         assert!(started.elapsed() < TIMEOUT, "the value is not written");
@@ -154,18 +183,11 @@ async fn write(nodes: &[Node], key: &[u8], value: &ValueRef, held_by: NodeId) {
 
 #[tokio::test]
 async fn a_value_that_one_node_stored_is_on_the_disks_of_all_before_its_entry() {
-    let authority = ClusterAuthority::mint(ClusterId([7; 16])).unwrap();
-    let mut nodes = Vec::new();
-    for id in NODES {
-        nodes.push(start(&authority, id).await);
-    }
+    let dirs = NODES.map(|_| tempfile::tempdir().unwrap());
+    let open = |id: NodeId| Engine::open(dirs[id.0 as usize - 1].path(), Options::default()).unwrap();
+    let nodes = start_all(open).await;
     for node in &nodes {
-        for peer in nodes.iter().filter(|peer| peer.id != node.id) {
-            node.network.set_peer(peer.id, peer.network.local_addr());
-        }
         let host = node.host.handle();
-        host.set_peers(NODES.into_iter().filter(|peer| *peer != node.id).collect());
-        host.set_cluster_version(ClusterVersion::VALUE_REFS);
         let on = |id: NodeId| ReplicaDescriptor { replica: ReplicaId(id.0), node: id, role: ReplicaRole::Voter };
         let epoch = Epoch { range: 1, config: 1 };
         let replicas = NODES.map(on).to_vec();
@@ -173,17 +195,16 @@ async fn a_value_that_one_node_stored_is_on_the_disks_of_all_before_its_entry() 
         host.create(ReplicaId(node.id.0), descriptor, true);
     }
     // Of more chunks than its reference names: there are lists.
-    let contents = [3_000_000_usize, 20_000]
-        .map(|len| (0..len as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 11) as u8).collect::<Vec<_>>());
+    let contents = [3_000_000, 20_000].map(content);
     let mut all = Vec::new();
     for (round, content) in contents.iter().enumerate() {
         let gateway = &nodes[round + 1];
-        let value = upload(&gateway.engine, content);
+        let value = upload(&*gateway.engine, 1, content);
         write(&nodes, &[round as u8], &value, gateway.id).await;
-        gateway.engine.hold(Holder::Upload(1), &[]);
+        gateway.engine.end_upload(1);
         all.extend(value.refs().ids());
     }
-    let records = |node: &Node| {
+    let records = |node: &Node<Engine>| {
         let reader = node.engine.reader(ReplicaId(node.id.0)).unwrap();
         reader.scan(&Referring::range(), 9, 99_999).unwrap().len()
     };
@@ -191,8 +212,38 @@ async fn a_value_that_one_node_stored_is_on_the_disks_of_all_before_its_entry() 
     for node in &nodes {
         assert!(node.engine.missing(&all).is_empty(), "objects are missing on {}", node.id);
     }
-    for Node { host, network, .. } in nodes {
-        host.stop();
-        network.close().await;
-    }
+    stop_all(nodes).await;
+}
+
+#[tokio::test]
+async fn what_a_reader_lacks_is_fetched_from_other_nodes_and_held_by_its_upload() {
+    // An object that nobody holds is gone at once.
+    let nodes = start_all(|_| MemoryEngine::default()).await;
+    let (reader, held_by) = (&nodes[0], &nodes[1]);
+    let contents = [content(3_000_000), content(400_000).into_iter().rev().collect()];
+    let values = contents.map(|content| upload(&*held_by.engine, 1, &content));
+    // The third node has one of them.
+    upload(&*nodes[2].engine, 1, &content(3_000_000));
+    let refs: Refs = values.iter().flat_map(|value| value.refs().to_vec()).collect();
+    let ids: Vec<_> = refs.ids().collect();
+    let (host, upload) = (reader.host.handle(), 9);
+    let fetch = async |from: NodeId, timeout| host.fetch(upload, &refs, vec![reader.id, from], timeout).await;
+
+    let ended = fetch(held_by.id, TIMEOUT).await;
+    assert!(matches!(ended, Err(FetchError::Upload(UploadError::Ended(9)))), "{ended:?}");
+    reader.engine.begin_upload(upload, TIMEOUT).unwrap();
+    assert!(matches!(fetch(held_by.id, Duration::ZERO).await, Err(FetchError::Deadline)));
+    let partly = fetch(nodes[2].id, TIMEOUT).await;
+    assert!(matches!(partly, Err(FetchError::Missing)), "{partly:?}");
+    let lacks = |value: &ValueRef| !reader.engine.missing(&value.refs().ids().collect::<Vec<_>>()).is_empty();
+    assert_eq!([lacks(&values[0]), lacks(&values[1])], [false, true], "what came is held");
+
+    let fetched = fetch(held_by.id, TIMEOUT).await.unwrap();
+    assert!((400_000..450_000).contains(&fetched.bytes), "{fetched:?}");
+    assert_eq!(reader.engine.missing(&ids), []);
+    assert_eq!(fetch(nodes[2].id, TIMEOUT).await.unwrap(), Fetched::default(), "all is here");
+    assert_eq!(reader.engine.holders(), []);
+    reader.engine.end_upload(upload);
+    assert!(lacks(&values[0]) && lacks(&values[1]), "nobody holds them any more");
+    stop_all(nodes).await;
 }

@@ -344,5 +344,5 @@ fn a_read_by_lease_returns_the_written_value() {
     else {
         panic!("not records")
     };
-    assert_eq!(records[0].as_ref().unwrap().value, "new");
+    assert_eq!(records[0].as_ref().unwrap().value, "new".into());
 }

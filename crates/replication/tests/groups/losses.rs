@@ -447,3 +447,24 @@ fn a_log_is_complete_if_its_node_is_alone_in_the_metadata_group() {
     assert!(!becomes_complete(vec![meta(), replica(2, SHARD, &[2, 3, 4])], &[]), "others vote");
     assert!(!becomes_complete(Vec::new(), &[]), "a wiped folder");
 }
+
+/// A node gives up a replica that its folder forgot, and stops before the metadata has replaced it.
+#[test]
+fn a_replica_with_a_tombstone_is_lost_to_whoever_wants_it() {
+    let mut world = World::founded(1, 3, 3);
+    let (node, replica) = (NodeId(3), ReplicaId(9));
+    world.input(node, Input::Destroy { replica });
+    world.run_ms(200);
+    world.crash(node);
+    world.start(node);
+    world.run_ms(1_000);
+    world.notices.clear();
+    world.input(node, Input::Create { replica, descriptor: descriptor(&[1, 2, 3]), founding: false });
+    world.run_ms(200);
+    assert!(world.nodes[&node].status().iter().all(|status| status.replica != replica));
+    let lost = world.notices.iter().filter_map(|(from, notice)| match notice {
+        Notice::Lost { replicas, reason: LostReason::Tombstone } if *from == node => Some(replicas.clone()),
+        _ => None,
+    });
+    assert_eq!(lost.collect::<Vec<_>>(), [vec![(SHARD, replica)]]);
+}

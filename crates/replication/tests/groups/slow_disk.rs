@@ -178,6 +178,10 @@ impl StateEngine for Engine {
         self.memory.missing(objects)
     }
 
+    fn missing_or_damaged(&self, objects: &[ObjectId]) -> Result<Vec<ObjectId>, EngineError> {
+        self.memory.missing_or_damaged(objects)
+    }
+
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
         self.memory.object(object)
     }
@@ -246,12 +250,14 @@ async fn transport() -> Arc<Transport> {
 }
 
 async fn start(disk: &Arc<HangingDisk>, read_threads: usize) -> Host {
+    let memory = MemoryEngine::default();
     let parts = HostParts {
         node: NodeId(1),
         incarnation: Incarnation(1),
         config: HostConfig { read_threads, ..HostConfig::default() },
         log: Arc::new(MemoryLog::default()),
-        engine: Arc::new(Engine { memory: MemoryEngine::default(), disk: disk.clone() }),
+        engine: Arc::new(Engine { memory: memory.clone(), disk: disk.clone() }),
+        values: Arc::new(memory),
         machines: Arc::new(|_| Box::new(KvMachine::new(Limits::default()))),
         lists: |_, _| Err("there are no lists"),
         seed: 7,

@@ -14,7 +14,7 @@ fn expiring(names: &[String], at_ms: u64) -> Bytes {
         key: key(name),
         condition: None,
         otherwise: Otherwise::Refuse,
-        action: Action::Put { value: Bytes::from_static(b"v"), expiry: Expiry::At(at_ms), return_old: false },
+        action: Action::Put { value: "v".into(), expiry: Expiry::At(at_ms), return_old: false },
     };
     encode_command(&Command { operations: names.iter().map(put).collect(), ..Command::empty() })
 }

@@ -10,7 +10,7 @@ use flotilla_control::{
     Said, ShardsLed, View, decode_snapshot, may_order_to_give_up, meta_reply,
 };
 use flotilla_membership::{Effect, Input as MemberInput, Member, Membership, Timer};
-use flotilla_meta::{Addresses, Feed, Liveness, MetaCommand, MetaQuery, MetaState, NewNode};
+use flotilla_meta::{Addresses, Feed, Liveness, MetaCommand, MetaQuery, MetaState, NewNode, ValueSettings};
 use flotilla_placement::Sharding;
 use flotilla_replication::{Input, LostReason, Replicas};
 use flotilla_types::{
@@ -449,6 +449,7 @@ impl World {
                 buckets,
                 replicas: 3,
                 initial_nodes: meta.initial_nodes(buckets, 3, |_| Liveness::Live),
+                values: ValueSettings::NONE,
             }
         };
         let caller = Caller::Task(ControlTask::Bootstrap, Box::new(command.clone()));

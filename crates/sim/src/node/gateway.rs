@@ -18,7 +18,7 @@ use flotilla_meta::MetaCommand;
 use flotilla_placement::Shard;
 use flotilla_replication::{Answer, Answered, RequestError};
 use flotilla_route::{GatewayStart, Heard, Route, RouteRefusals, Sequence, ShardSession};
-use flotilla_types::{NodeId, ShardId, Term, Timestamp};
+use flotilla_types::{NodeId, Refs, ShardId, Term, Timestamp};
 use rand::RngExt as _;
 
 use super::{
@@ -280,7 +280,8 @@ impl World {
                 let (kind, shard) = (pending.kind, pending.shard);
                 let payload = pending.payload.clone();
                 let within_ms = u32::try_from(timeout_ms).unwrap_or(u32::MAX);
-                let request = ShardRequest { kind, shard, range_epoch, after, payload, timeout_ms: within_ms };
+                let refs = Refs::NONE;
+                let request = ShardRequest { kind, shard, range_epoch, after, payload, refs, timeout_ms: within_ms };
                 if target == node.id {
                     let waiter = Waiter::Request { request: number, attempt };
                     self.submit_to_host(node, running, request, waiter);

@@ -20,7 +20,7 @@ use flotilla_replication::{
 };
 use flotilla_storage::{
     EngineError, LogEvidence, Remedy, StateMachine,
-    conformance::{Observed, Observer, Referring},
+    conformance::{Observed, Observer},
     remedy,
 };
 use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardId};
@@ -405,7 +405,7 @@ fn machines(
             let published = published.clone();
             Box::new(MetaMachine::new(Box::new(move |state| *published.lock() = Some(state))))
         } else {
-            let machine = Box::new(Referring::over(Box::new(KvMachine::new(limits))));
+            let machine = Box::new(KvMachine::new(limits));
             Box::new(Flawed { machine, shard, flaws: flaws.clone() })
         };
         Box::new(Observed::new(machine, observer.clone()))

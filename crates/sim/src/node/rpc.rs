@@ -6,9 +6,9 @@ use flotilla_control::{
 };
 use flotilla_membership::Input as MemberInput;
 use flotilla_meta::MetaQuery;
-use flotilla_replication::{Answer, Answered, CommandRefs, Freshness, Input, Request, RequestError, work};
+use flotilla_replication::{Answer, Answered, Freshness, Input, Request, RequestError, work};
 use flotilla_storage::{Remedy, remedy};
-use flotilla_types::{NodeId, ReplicaId, ShardId, Timestamp};
+use flotilla_types::{NodeId, Refs, ReplicaId, ShardId, Timestamp};
 use rand::RngExt as _;
 
 use super::{Node, NodeEvent, Running, host::PULL_BOUNDS};
@@ -251,7 +251,8 @@ impl World {
         let (kind, shard, payload) =
             (RequestKind::Query, ShardId::META, MetaQuery::FeedSince(follower.version).encode());
         let (range_epoch, after, timeout_ms) = (None, Timestamp::ZERO, 1_000);
-        let request = ShardRequest { kind, shard, range_epoch, after, payload, timeout_ms };
+        let refs = Refs::NONE;
+        let request = ShardRequest { kind, shard, range_epoch, after, payload, refs, timeout_ms };
         let request = self.request(node, running, request, waiter);
         self.enqueue(node, running, Input::Read(request, Freshness::Local));
     }
@@ -274,11 +275,12 @@ impl World {
     }
 
     fn request(&self, node: &Node, running: &mut Running, request: ShardRequest, waiter: Waiter) -> Request<u64> {
+        let from = if let Waiter::Peer { node, .. } = &waiter { *node } else { node.id };
+        let refs = request.command_refs(from);
         let ShardRequest { shard, range_epoch, after, payload, timeout_ms, .. } = request;
         let reply = running.next_id();
         running.waiters.insert(reply, waiter);
         let deadline_ms = node.clock.mono_ms(self.now_us) + u64::from(timeout_ms);
-        let refs = CommandRefs::default();
         Request { shard, range_epoch, after, payload, refs, deadline_ms, reply }
     }
 

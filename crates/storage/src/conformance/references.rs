@@ -15,7 +15,7 @@ use crate::{Fold, StateEngine, Value};
 
 type Open<'a> = &'a mut dyn FnMut() -> Box<dyn StateEngine>;
 
-const REPLICA: ReplicaId = ReplicaId(700);
+pub(super) const REPLICA: ReplicaId = ReplicaId(700);
 const GARBAGE: Holder = Holder::Upload(1 << 20);
 /// Bytes of an object that nobody needs: it fills a segment.
 const GARBAGE_BYTES: usize = 96 << 10;
@@ -90,7 +90,7 @@ fn flush(engine: &dyn StateEngine, index: u64) -> Checkpoint {
 }
 
 /// Makes garbage, and the engine collect it.
-fn collect(engine: &dyn StateEngine, index: &mut u64) -> Checkpoint {
+pub(super) fn collect(engine: &dyn StateEngine, index: &mut u64) -> Checkpoint {
     let mut newest = None;
     for _ in 0..34 {
         *index += 1;

@@ -89,6 +89,7 @@ impl Store {
         if object.health == Health::Rotten {
             object.health = Health::Missing;
         }
+        object.verified |= object.health == Health::Intact;
         if object.health == Health::Missing { Err(EngineError::Object(id)) } else { Ok(object.bytes.clone()) }
     }
 

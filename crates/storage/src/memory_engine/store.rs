@@ -13,7 +13,10 @@ use flotilla_types::{
 
 use parking_lot::Mutex;
 
-use super::scrub::{Health, Pass};
+use super::{
+    scrub::{Health, Pass},
+    uploads::Uploads,
+};
 use crate::{
     EngineError, Manifest, PieceRef, Value, WriteSet,
     records::{self, Memtable, Records},
@@ -35,6 +38,7 @@ pub(super) struct Store {
     /// Objects that should be here and are not.
     pub(super) lost: BTreeSet<ObjectId>,
     pub(super) pass: Option<Pass>,
+    pub(super) uploads: Uploads,
 }
 
 /// Objects that stay until this is dropped, as memtables and snapshots need them.
@@ -57,6 +61,8 @@ pub(super) struct Object {
     /// Ascending, each once.
     children: Vec<ObjectId>,
     pub(super) synced: bool,
+    /// Whether somebody has read it, or stored it, since the engine was opened.
+    pub(super) verified: bool,
     pub(super) health: Health,
 }
 
@@ -64,7 +70,8 @@ impl Store {
     /// The store after a crash: a copy with synced objects only and no holder.
     pub(super) fn reopen(&self) -> Self {
         let synced = self.objects.iter().filter(|(_, object)| object.synced);
-        Self { objects: synced.map(|(id, object)| (*id, object.clone())).collect(), ..Self::default() }
+        let reopened = |object: &Object| Object { verified: false, ..object.clone() };
+        Self { objects: synced.map(|(id, object)| (*id, reopened(object))).collect(), ..Self::default() }
     }
 
     pub(super) fn sync(&mut self) {
@@ -74,10 +81,10 @@ impl Store {
     /// Stores an object. If it is here, children that were not known are added.
     pub(super) fn put(&mut self, bytes: Bytes, children: &[ObjectId], synced: bool) -> ObjectId {
         let id = ObjectId::of(&bytes);
-        let new = Object { bytes, children: Vec::new(), synced: false, health: Health::Intact };
+        let new = Object { bytes, children: Vec::new(), synced: false, verified: true, health: Health::Intact };
         let object = self.objects.entry(id).or_insert(new);
         object.synced |= synced;
-        object.health = Health::Intact;
+        (object.health, object.verified) = (Health::Intact, true);
         let known: BTreeSet<_> = object.children.iter().copied().collect();
         let added: BTreeSet<_> = children.iter().copied().filter(|child| !known.contains(child)).collect();
         object.children = known.union(&added).copied().collect();
@@ -100,7 +107,7 @@ impl Store {
     }
 
     /// Counts one more need of an object.
-    fn count(&mut self, id: ObjectId) {
+    pub(super) fn count(&mut self, id: ObjectId) {
         let mut queue = vec![id];
         while let Some(id) = queue.pop() {
             let count = self.counts.entry(id).or_default();
@@ -112,7 +119,7 @@ impl Store {
     }
 
     /// Ends one need of an object, and deletes what nothing needs any more.
-    fn release(&mut self, id: ObjectId) {
+    pub(super) fn release(&mut self, id: ObjectId) {
         let mut queue = vec![id];
         while let Some(id) = queue.pop() {
             let Some(count) = self.counts.get_mut(&id) else { continue };
@@ -132,7 +139,7 @@ impl Store {
     }
 
     /// Lets go of the objects of dropped pins.
-    fn release_unpinned(&mut self) {
+    pub(super) fn release_unpinned(&mut self) {
         let unpinned = mem::take(&mut *self.unpinned.lock());
         unpinned.into_iter().for_each(|id| self.release(id));
     }
@@ -146,6 +153,17 @@ impl Store {
     pub(super) fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
         let needed = self.reachable(objects.iter().copied());
         needed.into_iter().filter(|id| !self.has(*id)).collect()
+    }
+
+    /// As [`missing`](Self::missing), after reading what nobody has read since the engine was opened.
+    pub(super) fn missing_or_damaged(&mut self, objects: &[ObjectId]) -> Vec<ObjectId> {
+        for id in self.reachable(objects.iter().copied()) {
+            if self.objects.get(&id).is_some_and(|object| !object.verified) {
+                // One that is damaged is missing from now on.
+                let _ = self.get(id);
+            }
+        }
+        self.missing(objects)
     }
 
     pub(super) fn size_bytes(&self, checkpoint: &Checkpoint) -> u64 {

@@ -143,6 +143,23 @@ fn an_odd_leader_hands_over_first_and_is_given_up_if_it_cannot() {
     assert!(matches!(actions[..], [Action::GiveUp { node: NodeId(1), replica: ReplicaId(2), .. }]), "{actions:?}");
 }
 
+/// The nodes that prefer this leader give the leadership back before they have compared.
+#[test]
+fn an_odd_leader_is_given_up_if_the_leadership_always_comes_back() {
+    let (mut world, mut consistency) = world();
+    let mut steps = Vec::new();
+    for _ in 0..=HANDOVERS_MAX {
+        steps.extend(compare(&mut world, &mut consistency, all(20, [WRONG, RIGHT, RIGHT])));
+        let group = world.replicas[0].group.as_mut().expect("a group");
+        group.role = Role::Follower;
+        assert_eq!(next(&mut world, &mut consistency), []);
+        world.replicas[0].group.as_mut().expect("a group").role = Role::Leader;
+    }
+    let handovers = steps.iter().filter(|step| matches!(step, Action::Transfer { .. })).count();
+    assert_eq!(handovers, HANDOVERS_MAX as usize);
+    assert!(matches!(steps.last(), Some(Action::GiveUp { node: NodeId(1), replica: ReplicaId(2), .. })), "{steps:?}");
+}
+
 #[test]
 fn without_a_majority_there_is_an_alarm_and_nothing_is_given_up() {
     let (mut world, mut consistency) = world();

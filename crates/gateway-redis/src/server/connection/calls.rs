@@ -10,7 +10,7 @@ use super::{super::Shared, Connection};
 use crate::{
     Database, Protocol, Reply,
     answer::{error_reply, held_bytes},
-    execute::{Answered, Chain, Job, Step, Watch, exec, read_all, run, watch, write_all},
+    execute::{Answered, Chain, Done, Job, Step, Watch, exec, read_all, run, watch, write_all},
     keyspace::Keyspace,
     plan::{Plan, Read, Write},
     window::Ordinal,
@@ -85,7 +85,8 @@ impl Connection {
     where
         F: Future<Output = Reply> + Send + 'static,
     {
-        let answered = call(self.shared.clone()).map(move |reply| vec![Answered { ordinal, protocol, reply }]);
+        let answered =
+            call(self.shared.clone()).map(move |reply| Done::from(vec![Answered { ordinal, protocol, reply }]));
         self.running.push(answered.boxed());
     }
 

@@ -18,10 +18,15 @@ impl Connection {
         self.is_within_limits() && self.needs_input && !self.is_eof
     }
 
-    /// By how much the input buffer must grow before the next read. Buffers double.
+    /// By how much the input buffer must grow before the next read.
     pub(super) fn growth(&self) -> usize {
         let (capacity, len) = (self.input.capacity(), self.input.len());
-        if capacity - len >= READ_BYTES_MIN { 0 } else { (2 * capacity).max(len + self.read_bytes) - capacity }
+        if capacity - len >= READ_BYTES_MIN { 0 } else { self.grown() - capacity }
+    }
+
+    /// The capacity to which the input buffer grows. Buffers double, but not beyond the argument that is awaited.
+    pub(super) fn grown(&self) -> usize {
+        grown(self.input.capacity(), self.input.len() + self.read_bytes, self.decoder.awaited_bytes())
     }
 
     /// Whether another request may start as far as the limits of connections go. One at a time is always
@@ -87,7 +92,36 @@ impl Connection {
     }
 }
 
+/// The next capacity of a buffer that must have `least`, while an argument of so many bytes is awaited.
+fn grown(capacity: usize, least: usize, awaited: Option<usize>) -> usize {
+    let doubled = (2 * capacity).max(least);
+    match awaited.map(|bytes| bytes + READ_BYTES_MIN) {
+        // In one step, so that there are not two long buffers for the last bytes.
+        Some(awaited) if 2 * doubled >= awaited => awaited.max(least),
+        _ => doubled,
+    }
+}
+
 /// Bytes that a request takes.
 pub(super) fn request_bytes(request: &[Bytes]) -> usize {
     request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_doubles_up_to_the_argument_that_is_awaited() {
+        assert_eq!(grown(8_000, 9_000, None), 16_000);
+        assert_eq!(grown(0, 9_000, None), 9_000);
+        let (mut capacity, mut steps, awaited) = (0, 0, (64 << 20) + 2);
+        while capacity < awaited {
+            let next = grown(capacity, capacity + READ_BYTES_MIN, Some(awaited));
+            assert!(next >= capacity + READ_BYTES_MIN && next <= awaited + READ_BYTES_MIN);
+            (capacity, steps) = (next, steps + 1);
+        }
+        assert!(steps < 16, "{steps}");
+        assert_eq!(grown(64 << 10, 70_000, Some(10)), 70_000, "what follows is read as well");
+    }
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flotilla_storage::EngineError;
+use flotilla_types::Refs;
 
 use super::*;
 use crate::{
@@ -163,7 +164,7 @@ fn a_load_and_the_removal_of_due_records_read_little_whatever_their_number() {
     assert_eq!(replica.machine.system(), shard.system());
     let upkeeps = 100;
     for upkeep in 1..=upkeeps {
-        let context = Replica::context(&replica.descriptor, upkeep, FIRST_MS + 999_999);
+        let context = Replica::context(&replica.descriptor, upkeep, FIRST_MS + 999_999, &Refs::NONE);
         let mut writes = WriteSet::new();
         replica.machine.apply(&context, &[], &shard, &mut writes).unwrap();
         shard.removed += REMOVALS_PER_UPKEEP as u64;
@@ -266,7 +267,7 @@ fn places_that_disagree_with_the_counts_stop_the_replica() {
     let place = Place::new(50, key("a")).stored_key();
     replica.records.0.remove(&place);
     replica.restart(NEXT_MAX);
-    let context = Replica::context(&replica.descriptor, 9, 60);
+    let context = Replica::context(&replica.descriptor, 9, 60, &Refs::NONE);
     let failed = replica.machine.apply(&context, &[], &replica.records, &mut WriteSet::new());
     assert!(matches!(failed, Err(MachineError::Corrupt(_))), "{failed:?}");
 }

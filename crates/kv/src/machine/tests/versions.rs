@@ -1,5 +1,7 @@
 //! Formats and switches: what stops a replica, what a checkpoint must agree with, what a switch changes.
 
+use flotilla_types::Refs;
+
 use super::*;
 
 #[test]
@@ -8,16 +10,16 @@ fn malformed_commands_are_refused_and_newer_ones_stop_the_replica() {
     let good = encode_command(&put("a", "1"));
     let mut writes = WriteSet::new();
     let descriptor = replica.descriptor.clone();
-    let context = Replica::context(&descriptor, 1, 1);
+    let context = Replica::context(&descriptor, 1, 1, &Refs::NONE);
     let commands = [Bytes::from_static(b"\x01\xff\xff"), good.clone(), Bytes::new()];
     let outcomes = replica.machine.apply(&context, &commands, &replica.records, &mut writes).unwrap();
     let outcomes: Vec<_> = outcomes.into_iter().map(|bytes| crate::decode_outcome(bytes).unwrap()).collect();
     assert_eq!((&outcomes[0], &outcomes[2]), (&refused(Refusal::Malformed), &refused(Refusal::Malformed)));
     assert!(matches!(outcomes[1], Outcome::Done { .. }));
     let before = replica.machine.system();
-    let newer = [good, Bytes::from_static(b"\x05")];
+    let newer = [good, Bytes::from_static(b"\x06")];
     let error = replica.machine.apply(&context, &newer, &replica.records, &mut writes).unwrap_err();
-    assert!(matches!(error, MachineError::Version { found: 5, known: 4 }));
+    assert!(matches!(error, MachineError::Version { found: 6, known: 5 }));
     assert_eq!(replica.machine.system(), before);
 }
 

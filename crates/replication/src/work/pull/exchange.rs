@@ -124,11 +124,8 @@ impl PullRequest {
             let needs = wanted.needs(engine, self.lists, &object);
             let children = needs.as_ref().map(|needs| wanted::ids_of(needs)).unwrap_or_default();
             let is_bad = needs == Err(NotAsSaid);
-            let imported = if is_bad {
-                Err(EngineError::Mismatch(wanted.id))
-            } else {
-                engine.import(wanted.id, object, &children)
-            };
+            let imported =
+                if is_bad { Err(EngineError::Mismatch(wanted.id)) } else { wanted.import(engine, object, &children) };
             if let Err(error) = imported {
                 let is_bad = matches!(error, EngineError::Mismatch(_));
                 stored.end = if is_bad { End::Bad } else { End::Failed(error.into()) };

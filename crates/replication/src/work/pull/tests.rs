@@ -537,3 +537,18 @@ fn objects_that_are_not_what_is_said_are_refused_here_and_from_elsewhere() {
     }
     assert!(pull_refs(&MemoryEngine::default(), &[reference(&endless, 2)], &objects).0);
 }
+
+#[test]
+fn a_part_that_was_damaged_before_a_restart_is_fetched_again() {
+    let chunks = [Bytes::from_static(b"chunk"), Bytes::from_static(b"another")];
+    let root = list(&chunks.each_ref().map(|chunk| reference(chunk, 0)));
+    let all = [chunks[0].clone(), chunks[1].clone(), root.clone()];
+    let before = MemoryEngine::default();
+    assert_eq!(pull_refs(&before, &[reference(&root, 1)], &all), (true, 3));
+    let target = before.reopen();
+    target.rot(ObjectId::of(&chunks[0]));
+    assert_eq!(pull_refs(&target, &[reference(&root, 1)], &[]), (false, 0));
+    target.rot(ObjectId::of(&chunks[0]));
+    assert_eq!(pull_refs(&target, &[reference(&root, 1)], &all), (true, 1));
+    assert_eq!(target.object(ObjectId::of(&chunks[0])).unwrap(), chunks[0]);
+}

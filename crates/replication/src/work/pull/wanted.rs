@@ -75,6 +75,24 @@ impl Wanted {
         Self { id, what: What::Part { height, bytes }, bytes: length }
     }
 
+    fn is_part(&self) -> bool {
+        matches!(self.what, What::Part { .. })
+    }
+
+    /// Stores the object, which needs these.
+    pub(super) fn import(
+        &self,
+        engine: &dyn StateEngine,
+        object: Bytes,
+        children: &[ObjectId],
+    ) -> Result<(), EngineError> {
+        if self.is_part() {
+            engine.import_part(self.id, object, children)
+        } else {
+            engine.import(self.id, object, children)
+        }
+    }
+
     /// What the object needs, by its bytes, which match its id.
     pub(super) fn needs(
         &self,
@@ -102,7 +120,8 @@ impl Wanted {
 }
 
 /// Looks for objects and for all that they need. Reads lists, manifests, and pieces that lack something. Lists that are
-/// here as something else get to know what they need.
+/// here as something else get to know what they need. What entries and records refer to is read too, unless somebody
+/// has read it since the start: a replica says that it has it.
 pub(super) fn find(
     engine: &dyn StateEngine,
     lists: ListRefs,
@@ -111,8 +130,9 @@ pub(super) fn find(
     let (mut found, mut seen): (Found, HashSet<Wanted>) = (Found::default(), HashSet::new());
     let mut level: Vec<_> = wanted.into_iter().filter(|wanted| seen.insert(*wanted)).collect();
     while !level.is_empty() {
-        let ids: Vec<_> = level.iter().map(|wanted| wanted.id).collect();
-        let lacking: HashSet<_> = engine.missing(&ids).into_iter().collect();
+        let (parts, others): (Vec<_>, Vec<_>) = level.iter().partition(|wanted| wanted.is_part());
+        let mut lacking: HashSet<_> = engine.missing(&ids_of(&others)).into_iter().collect();
+        lacking.extend(engine.missing_or_damaged(&ids_of(&parts))?);
         let mut below = Vec::new();
         for wanted in level {
             if lacking.contains(&wanted.id) {
@@ -122,6 +142,18 @@ pub(super) fn find(
             found.here += 1;
             let is_whole = || lacking.is_empty() || engine.missing(&[wanted.id]).is_empty();
             if wanted.what == What::Plain || (wanted.what == What::Piece && is_whole()) {
+                continue;
+            }
+            if let What::Part { height: 0, bytes } = wanted.what {
+                // It is verified by now, and needs nothing: its length says all.
+                match engine.object_bytes(wanted.id) {
+                    Some(found_bytes) => found.is_invalid |= found_bytes != bytes,
+                    None => {
+                        // It was found damaged just now.
+                        found.here -= 1;
+                        found.missing.push(wanted);
+                    }
+                }
                 continue;
             }
             let object = match engine.object(wanted.id) {
@@ -137,7 +169,7 @@ pub(super) fn find(
             match wanted.needs(engine, lists, &object) {
                 Ok(needs) => {
                     if matches!(wanted.what, What::Part { height: 1.., .. }) {
-                        engine.import(wanted.id, object, &ids_of(&needs))?;
+                        wanted.import(engine, object, &ids_of(&needs))?;
                     }
                     below.extend(needs);
                 }

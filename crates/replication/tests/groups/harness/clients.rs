@@ -61,7 +61,7 @@ pub(crate) fn key(name: &str) -> Bytes {
 /// A command that stores one value.
 pub(crate) fn store(session: u64, sequence: u64, name: &str, value: &str) -> Bytes {
     let value = Bytes::copy_from_slice(value.as_bytes());
-    let action = Action::Put { value, expiry: Expiry::Never, return_old: false };
+    let action = Action::Put { value: value.into(), expiry: Expiry::Never, return_old: false };
     command(SessionId(session), sequence, key(name), action)
 }
 
@@ -180,7 +180,7 @@ impl World {
                 // Some are large, to reach bounds in bytes.
                 let padding = if number.is_multiple_of(7) { 600 } else { 0 };
                 let value = Bytes::from(format!("{number}{}", ".".repeat(padding)));
-                let action = Action::Put { value, expiry: Expiry::Never, return_old: false };
+                let action = Action::Put { value: value.into(), expiry: Expiry::Never, return_old: false };
                 Input::Propose(request(command(session, sequence, key, action)))
             }
             ClientOperation::Read { key } => Input::Read(request(get(key)), Freshness::Strong),
@@ -222,7 +222,7 @@ impl World {
         match operation {
             ClientOperation::Read { key } => {
                 let Ok(Found::Records(records)) = decode_answer(bytes) else { panic!("not records") };
-                let found = records[0].as_ref().map_or(0, |record| number(&record.value));
+                let found = records[0].as_ref().map_or(0, |record| number(record.value.inline().unwrap()));
                 self.checks.read(&key, found, observed);
             }
             ClientOperation::Add { key } => {

@@ -214,8 +214,9 @@ impl World {
             let Ok(flotilla_kv::Answer::Records(records)) = flotilla_kv::decode_answer(answer) else {
                 panic!("{key:?}")
             };
-            let text =
-                records[0].as_ref().map_or("0".to_owned(), |record| String::from_utf8(record.value.to_vec()).unwrap());
+            let text = records[0]
+                .as_ref()
+                .map_or("0".to_owned(), |record| String::from_utf8(record.value.inline().unwrap().to_vec()).unwrap());
             assert_eq!(text.trim_end_matches('.'), total.to_string(), "{key:?}");
         }
     }

@@ -14,16 +14,21 @@ use flotilla_control::{Shards, Topology};
 use flotilla_gateway::{Consistency, GatewayStart, Scan, ScanSnapshot, SnapshotId, Store, StoreError};
 use flotilla_identity::{ClusterAuthority, NodeIdentity, NodeKey};
 use flotilla_kv::{Action, Command, Expiry, KvMachine, Limits, Operation, Otherwise, encode_command};
-use flotilla_meta::{Addresses, Feed, Increment, MetaCommand, MetaFollower, MetaState, NewNode};
+use flotilla_meta::{
+    Addresses, Feed, Increment, MetaCommand, MetaFollower, MetaState, NewNode, SeenNode, ValueSettings,
+};
 use flotilla_placement::{Collection, Sharding};
 use flotilla_replication::{Host, HostConfig, HostParts, clock};
 use flotilla_route::AHEAD_MS_MAX;
 use flotilla_storage::{MemoryEngine, MemoryLog};
 use flotilla_transport::{BoxFuture, Class, Config, Handler, PeerState, Transport};
 use flotilla_types::{
-    ClusterId, Incarnation, Locality, LogIndex, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor,
-    ShardId, Timestamp,
+    ClusterId, ClusterVersion, Incarnation, Locality, LogIndex, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole,
+    ShardDescriptor, ShardId, Timestamp, VersionRange,
 };
+
+mod http;
+mod values;
 
 const CLUSTER: ClusterId = ClusterId([7; 16]);
 const ME: NodeId = NodeId(1);
@@ -54,8 +59,8 @@ impl Handler for Alone {
     }
 }
 
-/// Metadata with one collection in one shard on this node.
-fn metadata() -> Arc<MetaState> {
+/// Metadata with one collection in one shard on this node, at a cluster version.
+fn metadata(version: ClusterVersion) -> Arc<MetaState> {
     let mut follower = MetaFollower::default();
     let node = NewNode {
         name: "n1".to_owned(),
@@ -69,8 +74,13 @@ fn metadata() -> Arc<MetaState> {
         buckets: 1,
         replicas: 1,
         initial_nodes: vec![vec![ME]],
+        values: ValueSettings::NONE,
     };
-    for command in [MetaCommand::Bootstrap { cluster: CLUSTER, node }, create] {
+    let raises = (2..=version.0).map(|version| MetaCommand::SetClusterVersion {
+        version: ClusterVersion(version),
+        seen: vec![SeenNode { node: ME, incarnation: Incarnation(1), versions: VersionRange::supported() }],
+    });
+    for command in [MetaCommand::Bootstrap { cluster: CLUSTER, node }, create].into_iter().chain(raises) {
         let previous = follower.state().version();
         let (index, timestamp) = (LogIndex(previous + 1), Timestamp::from_millis(1));
         let increment = Increment { previous, index, timestamp, commands: vec![command.encode()] };
@@ -84,10 +94,15 @@ struct Node {
     meta: Arc<MetaState>,
     host: Host,
     network: Arc<Transport>,
+    engine: Arc<MemoryEngine>,
 }
 
 impl Node {
     async fn start() -> Self {
+        Self::start_at(ClusterVersion::FIRST).await
+    }
+
+    async fn start_at(version: ClusterVersion) -> Self {
         let authority = ClusterAuthority::mint(CLUSTER).expect("an authority");
         let key = NodeKey::generate().expect("a key");
         let csr = key.csr_der().expect("a request");
@@ -96,20 +111,23 @@ impl Node {
         let config = Config::new(([127, 0, 0, 1], 0).into());
         let network = Transport::start(config, identity.expect("an identity"), Arc::new(Alone)).await;
         let network = Arc::new(network.expect("a free port"));
+        let engine = Arc::new(MemoryEngine::default());
         let parts = HostParts {
             node: ME,
             incarnation: Incarnation(1),
             config: HostConfig::default(),
             log: Arc::new(MemoryLog::default()),
-            engine: Arc::new(MemoryEngine::default()),
+            engine: engine.clone(),
+            values: engine.clone(),
             machines: Arc::new(|_| Box::new(KvMachine::new(Limits::default()))),
-            lists: |_, _| Err("there are no lists"),
+            lists: flotilla_values::list_refs,
             seed: 1,
             notices: Box::new(|_| {}),
             fatal: Arc::new(|error| panic!("{error}")),
         };
         let host = Host::start(parts, network.clone(), tokio::runtime::Handle::current()).expect("a host");
-        Self { meta: metadata(), host, network }
+        host.handle().set_cluster_version(version);
+        Self { meta: metadata(version), host, network, engine }
     }
 
     /// Creates a shard here that has this part of the collection's keys, at a later range epoch than the
@@ -139,7 +157,7 @@ impl Node {
     fn outdated(&self) -> Gateway {
         let topology = Arc::new(Topology::new(ME, MetaState::clone(&self.meta)));
         let shards = Shards::new(topology.clone(), self.host.handle(), self.network.clone());
-        Gateway { store: Store::new(shards, GatewayStart(next_start())), topology }
+        Gateway { store: Store::new(shards, self.engine.clone(), GatewayStart(next_start())), topology }
     }
 }
 
@@ -183,7 +201,7 @@ impl Gateway {
     async fn get(&self, keys: &[&str]) -> Vec<Option<Bytes>> {
         let keys = keys.iter().map(|key| Bytes::copy_from_slice(key.as_bytes())).collect();
         let found = self.store.get("c", keys, true, Consistency::Strong, deadline()).await.expect("an answer");
-        found.into_iter().map(|found| found.map(|found| found.value)).collect()
+        found.into_iter().map(|found| found.and_then(|found| found.value.into_inline().ok())).collect()
     }
 
     /// All keys, in pages.
@@ -277,7 +295,8 @@ async fn a_long_range_of_expired_records_costs_pages_and_no_error() {
     for batch in 0..BATCHES {
         let expiring = |number: u32| {
             let key: Bytes = format!("e{:06}", batch * BATCH + number).into();
-            let action = Action::Put { value: key.clone(), expiry: Expiry::At(expires_at_ms), return_old: false };
+            let action =
+                Action::Put { value: key.clone().into(), expiry: Expiry::At(expires_at_ms), return_old: false };
             Operation { key, condition: None, otherwise: Otherwise::Refuse, action }
         };
         let written = gateway.store.write("c", Vec::new(), (0..BATCH).map(expiring).collect(), deadline()).await;
@@ -374,7 +393,7 @@ async fn records_that_expire_meanwhile_stay_in_a_snapshot() {
     let gateway = node.outdated();
     let expires_at_ms = clock::wall_ms() + 5_000;
     for key in ["a", "b", "c"] {
-        let action = Action::Put { value: Bytes::new(), expiry: Expiry::At(expires_at_ms), return_old: false };
+        let action = Action::Put { value: Bytes::new().into(), expiry: Expiry::At(expires_at_ms), return_old: false };
         let written = gateway.store.write("c", Vec::new(), vec![Operation { action, ..put(key) }], deadline()).await;
         written.expect("it is written");
     }

@@ -1,0 +1,205 @@
+//! Objects by themselves: what an upload lacks, the objects of a record, and what operators ask for.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use flotilla_kv::Content;
+use flotilla_storage::ValueObjects;
+use flotilla_types::{NodeId, ObjectId, ObjectRef, Refs};
+use flotilla_values::{Need, Plan, ValueRef};
+
+use super::{
+    Consistency, Store, StoreError,
+    values::{Encoding, Hold, UPLOAD_TIME, Values, failed, frame_bytes},
+};
+
+/// Bytes of frames that are read together.
+const FRAMES_BYTES_MAX: usize = 256 << 10;
+/// Bytes of objects in one answer to an operator.
+const FETCHED_BYTES_MAX: usize = 8 << 20;
+/// How often a record is read again because its objects were gone.
+const TRIES_MAX: usize = 4;
+
+/// What an upload lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lacking {
+    pub(crate) upload: u64,
+    pub(crate) missing: Vec<ObjectId>,
+}
+
+/// Objects of a record, batch by batch, in the order in which they were asked for.
+pub(crate) struct RecordObjects {
+    hold: Option<Hold>,
+    objects: VecDeque<Option<Need>>,
+    encoding: Encoding,
+}
+
+impl Store {
+    /// Which of these objects, and of all below those that are here, this node lacks. An upload holds the others: the
+    /// given one, or a new one.
+    pub(crate) async fn need(&self, upload: Option<u64>, refs: &[ObjectRef]) -> Result<Lacking, StoreError> {
+        let hold = match upload {
+            Some(upload) => Hold::of(self.values(), upload)?,
+            None => Hold::begin(self.values())?,
+        };
+        let missing = hold.need(refs.iter().map(|reference| reference.id).collect()).await?;
+        count(refs, &missing);
+        let upload = hold.upload();
+        hold.leave();
+        Ok(Lacking { upload, missing })
+    }
+
+    /// The same, holding nothing afterwards.
+    pub(crate) async fn lacks(&self, refs: &[ObjectRef]) -> Result<Vec<ObjectId>, StoreError> {
+        Hold::begin(self.values())?.need(refs.iter().map(|reference| reference.id).collect()).await
+    }
+
+    /// The bytes of objects that are here; none for the others, and for those that one answer has no room for.
+    pub(crate) async fn objects(&self, ids: Vec<ObjectId>) -> Result<Vec<(ObjectId, Option<Bytes>)>, StoreError> {
+        let mut left = FETCHED_BYTES_MAX;
+        let mut objects = Vec::with_capacity(ids.len());
+        for id in ids {
+            let bytes = if left == 0 { None } else { self.values().object(id, 0).await? };
+            left = bytes.as_ref().map_or(left, |bytes| left.saturating_sub(bytes.len()));
+            objects.push((id, bytes));
+        }
+        Ok(objects)
+    }
+
+    /// Fetches what this node lacks of these objects, from a node or from all. An upload holds them for
+    /// [`UPLOAD_TIME`].
+    pub(crate) async fn pull(
+        &self,
+        refs: Refs,
+        from: Option<NodeId>,
+        deadline: Instant,
+    ) -> Result<Lacking, StoreError> {
+        let hold = Hold::begin(self.values())?;
+        hold.prolong(UPLOAD_TIME)?;
+        let topology = self.inner.shards.topology();
+        let from = from.map_or_else(
+            || {
+                let meta = topology.meta();
+                let others = meta.nodes().filter(|node| !node.state.is_gone() && node.id != topology.node());
+                others.map(|node| node.id).collect()
+            },
+            |node| vec![node],
+        );
+        let time_left = deadline.saturating_duration_since(Instant::now());
+        let missing = match hold.gather(&refs, from, time_left).await {
+            Ok(()) => Vec::new(),
+            Err(StoreError::ObjectsMissing { .. }) => hold.need(refs.ids().collect()).await?,
+            Err(error) => return Err(error),
+        };
+        let upload = hold.upload();
+        hold.leave();
+        Ok(Lacking { upload, missing })
+    }
+
+    /// The objects with these ids that belong to the present value of a record. `None` without a record.
+    pub(crate) async fn objects_of(
+        &self,
+        collection: &str,
+        key: &Bytes,
+        ids: &[ObjectId],
+        encoding: Encoding,
+        deadline: Instant,
+    ) -> Result<Option<RecordObjects>, StoreError> {
+        let mut version = None;
+        for _ in 0..TRIES_MAX {
+            let found = self.get(collection, vec![key.clone()], true, Consistency::Strong, deadline).await?;
+            let Some(found) = found.into_iter().next().flatten() else { return Ok(None) };
+            let Content::Large(value) = &found.value.content else {
+                let objects = ids.iter().map(|_| None).collect();
+                return Ok(Some(RecordObjects { hold: None, objects, encoding }));
+            };
+            let hold = Hold::begin(self.values())?;
+            let time_left: Duration = deadline.saturating_duration_since(Instant::now());
+            match hold.gather(&value.refs(), self.nodes_of(found.shard), time_left).await {
+                Ok(()) => {
+                    let known = self.values().find(value.clone(), ids.iter().copied().collect()).await?;
+                    let objects = ids.iter().map(|id| known.get(id).copied()).collect();
+                    return Ok(Some(RecordObjects { hold: Some(hold), objects, encoding }));
+                }
+                Err(StoreError::ObjectsMissing { .. }) if version.replace(found.version) != Some(found.version) => {}
+                Err(StoreError::ObjectsMissing { .. }) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(StoreError::ObjectsUnavailable)
+    }
+}
+
+impl RecordObjects {
+    /// The next frames; none at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(object) = self.objects.front() {
+            bytes += object.as_ref().map_or(flotilla_api::FRAME_HEADER_BYTES, frame_bytes);
+            if bytes > FRAMES_BYTES_MAX && !batch.is_empty() {
+                break;
+            }
+            batch.extend(self.objects.pop_front());
+        }
+        if batch.is_empty() {
+            return Ok(None);
+        }
+        match &mut self.hold {
+            Some(hold) => {
+                hold.renew()?;
+                hold.values().load_frames(batch, self.encoding).await.map(Some)
+            }
+            None => Values::absent_frames(batch.len(), self.encoding).map(Some),
+        }
+    }
+}
+
+impl Values {
+    /// Those of these objects that are part of a value whose objects are here.
+    async fn find(&self, value: ValueRef, ids: BTreeSet<ObjectId>) -> Result<BTreeMap<ObjectId, Need>, StoreError> {
+        self.work(0, move |objects| find(objects, &value, &ids)).await?
+    }
+}
+
+fn find(
+    objects: &dyn ValueObjects,
+    value: &ValueRef,
+    ids: &BTreeSet<ObjectId>,
+) -> Result<BTreeMap<ObjectId, Need>, StoreError> {
+    let mut plan = Plan::new(value);
+    let mut found = BTreeMap::new();
+    loop {
+        let level = plan.level().to_vec();
+        for need in &level {
+            if ids.contains(&need.id) {
+                found.entry(need.id).or_insert(*need);
+            }
+        }
+        if found.len() == ids.len() {
+            return Ok(found);
+        }
+        for need in level.iter().filter(|need| need.kind != flotilla_values::Kind::Chunk) {
+            let list = objects.object(need.id).map_err(|error| failed(&error))?;
+            plan.supply(need, &list).map_err(|_| StoreError::ObjectsUnavailable)?;
+        }
+        if !plan.descend().map_err(|_| StoreError::ObjectsUnavailable)? {
+            return Ok(found);
+        }
+    }
+}
+
+/// Counts what was asked for and was here, or not.
+fn count(refs: &[ObjectRef], missing: &[ObjectId]) {
+    let missing: BTreeSet<_> = missing.iter().collect();
+    let (absent, here): (Vec<&ObjectRef>, Vec<&ObjectRef>) =
+        refs.iter().partition(|reference| missing.contains(&reference.id));
+    metrics::counter!("flotilla_value_need_objects_total", "here" => "yes").increment(here.len() as u64);
+    metrics::counter!("flotilla_value_need_objects_total", "here" => "no").increment(absent.len() as u64);
+    // What is below a list that is here may be absent; a chunk is all there.
+    let saved: u64 = here.iter().filter(|reference| reference.height == 0).map(|reference| reference.bytes).sum();
+    metrics::counter!("flotilla_value_saved_bytes_total").increment(saved);
+}
