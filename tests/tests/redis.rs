@@ -554,3 +554,61 @@ async fn without_a_quorum_info_is_answered_at_once() {
     let still_waits = timeout(Duration::ZERO, other.stream.fill_buf()).await.is_err();
     assert!(still_waits, "the answers above came after {}", other.answer().await);
 }
+
+/// Letters of which no two long parts are alike.
+fn letters(bytes: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        b'a' + ((state >> 33) % 26) as u8
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+#[tokio::test]
+async fn large_values_are_strings_like_others_on_every_node() {
+    let cluster = start(3).await;
+    let mut one = Redis::of(&cluster, 1).await;
+    let mut other = Redis::of(&cluster, 2).await;
+    let text = |bytes: &[u8]| format!("\"{}\"", bytes.escape_ascii());
+    let mut value = letters(5 << 20);
+    let set = |key: &str, value: &[u8]| vec![b"SET".to_vec(), key.into(), value.to_vec()];
+    assert_eq!(one.call(&set("{l}k", &value)).await, "+OK");
+    assert!(other.line("GET {l}k").await == text(&value));
+    assert_eq!(other.line("STRLEN {l}k").await, format!(":{}", value.len()));
+    assert_eq!(other.line("GETRANGE {l}k 4000000 4000009").await, text(&value[4_000_000..4_000_010]));
+    assert_eq!(other.line("GETRANGE {l}k -3 -1").await, text(&value[value.len() - 3..]));
+    assert_eq!(one.line("APPEND {l}k xyz").await, format!(":{}", value.len() + 3));
+    value.extend(b"xyz");
+    assert_eq!(other.line("SETRANGE {l}k 3000000 hello").await, format!(":{}", value.len()));
+    value[3_000_000..3_000_005].copy_from_slice(b"hello");
+    assert!(one.line("GET {l}k").await == text(&value));
+    assert_eq!(one.line("COPY {l}k {l}c").await, ":1");
+    assert_eq!(other.line("RENAME {l}c {l}d").await, "+OK");
+    assert_eq!(other.line("OBJECT ENCODING {l}d").await, "\"raw\"");
+    assert!(one.line("MGET {l}d {l}none").await == format!("[{}, nil]", text(&value)));
+    let eval = ["EVAL", "local v = redis.call('GET', KEYS[1]) redis.call('SET', KEYS[2], v:sub(1, 9)) return #v", "2"];
+    let eval: Vec<Vec<u8>> = eval.iter().chain(&["{l}d", "{l}s"]).map(|word| word.as_bytes().to_vec()).collect();
+    assert_eq!(one.call(&eval).await, format!(":{}", value.len()));
+    assert_eq!(one.line("GET {l}s").await, text(&value[..9]));
+    assert_eq!(one.line("MULTI").await, "+OK");
+    for line in ["APPEND {l}d !", "STRLEN {l}d", "GETRANGE {l}d -1 -1"] {
+        assert_eq!(one.line(line).await, "+QUEUED");
+    }
+    assert_eq!(one.line("EXEC").await, format!("[:{0}, :{0}, \"!\"]", value.len() + 1));
+    assert_eq!(one.line("MULTI").await, "+OK");
+    for line in ["COPY {l}k {l}e", "GETRANGE {l}e 0 2", "DEL {l}e"] {
+        assert_eq!(one.line(line).await, "+QUEUED");
+    }
+    assert_eq!(one.line("EXEC").await, format!("[:1, {}, :1]", text(&value[..3])));
+    assert!(other.line("GETSET {l}k short").await == text(&value));
+    value.push(b'!');
+    assert!(one.line("GETDEL {l}d").await == text(&value));
+    assert_eq!(other.line("EXISTS {l}d").await, ":0");
+    let too_long = vec![b'x'; (64 << 20) + 1];
+    assert!(one.call(&set("{l}k", &too_long)).await.starts_with("-ERR string exceeds maximum allowed size"));
+    assert_eq!(one.line("GET {l}k").await, "\"short\"");
+    // The longest one.
+    assert_eq!(one.call(&set("{l}k", &too_long[1..])).await, "+OK");
+    assert!(other.line("GET {l}k").await == text(&too_long[1..]));
+}

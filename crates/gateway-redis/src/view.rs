@@ -56,8 +56,8 @@ enum Content {
     /// Not loaded: only its length is known.
     Length(usize),
     Shared(Bytes),
-    /// Objects: the reference can be copied, and the bytes are not here.
-    Large(ValueRef),
+    /// Objects: the reference can be copied, and the bytes are not here. With the key under which it was found.
+    Large(ValueRef, Bytes),
     /// Changed in place, so that many changes of a long value cost one copy.
     Owned(Vec<u8>),
 }
@@ -65,7 +65,7 @@ enum Content {
 impl Content {
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Length(_) | Self::Large(_) => &[],
+            Self::Length(_) | Self::Large(..) => &[],
             Self::Shared(bytes) => bytes,
             Self::Owned(bytes) => bytes,
         }
@@ -74,7 +74,7 @@ impl Content {
     fn len(&self) -> usize {
         match self {
             Self::Length(len) => *len,
-            Self::Large(value) => usize::try_from(value.bytes()).unwrap_or(usize::MAX),
+            Self::Large(value, _) => usize::try_from(value.bytes()).unwrap_or(usize::MAX),
             _ => self.bytes().len(),
         }
     }
@@ -107,13 +107,13 @@ impl View {
         value_bytes_max: usize,
         now_ms: u64,
     ) -> Self {
-        let entry = |found: Option<Found>| {
+        let entry = |key: &Bytes, found: Option<Found>| {
             let record = |found: &Found| {
                 let length = usize::try_from(found.value_bytes).unwrap_or(usize::MAX);
                 let content = match &found.value.content {
                     _ if !values => Content::Length(length),
                     kv::Content::Inline(bytes) => Content::Shared(bytes.clone()),
-                    kv::Content::Large(value) => Content::Large(value.clone()),
+                    kv::Content::Large(value) => Content::Large(value.clone(), key.clone()),
                 };
                 let media_type = found.value.media_type.clone();
                 Record { content, media_type, expires_at_ms: found.expires_at_ms }
@@ -121,7 +121,7 @@ impl View {
             let current = found.as_ref().map(record);
             Entry { found: found.map(|found| found.version), current, change: Change::None }
         };
-        let records = found.into_iter().map(|(key, found)| (key, entry(found))).collect();
+        let records = found.into_iter().map(|(key, found)| (key.clone(), entry(&key, found))).collect();
         Self { records, now_ms, work_left: WORK_BYTES_MAX, value_bytes_max, wanted: Arc::default() }
     }
 
@@ -140,7 +140,7 @@ impl View {
         self.record(key).map_or(&[], |record| record.content.bytes())
     }
 
-    /// The keys of large values whose bytes were needed. If there are any, the evaluation has to be repeated on a view
+    /// The keys under which large values were found whose bytes were needed. If there are any, the evaluation has to be repeated on a view
     /// that has them.
     pub(crate) fn wanted(&self) -> BTreeSet<Bytes> {
         self.wanted.lock().clone()
@@ -148,12 +148,12 @@ impl View {
 
     /// Whether the value is large, and its bytes are not here.
     pub(crate) fn is_large(&self, key: &Bytes) -> bool {
-        self.record(key).is_some_and(|record| matches!(record.content, Content::Large(_)))
+        self.record(key).is_some_and(|record| matches!(record.content, Content::Large(..)))
     }
 
     fn want(&self, key: &Bytes) {
-        if self.is_large(key) {
-            self.wanted.lock().insert(key.clone());
+        if let Some(Content::Large(_, origin)) = self.record(key).map(|record| &record.content) {
+            self.wanted.lock().insert(origin.clone());
         }
     }
 
@@ -289,7 +289,7 @@ impl View {
                         Content::Length(_) => return None,
                         Content::Shared(bytes) => kv::Content::Inline(bytes),
                         Content::Owned(bytes) => kv::Content::Inline(bytes.into()),
-                        Content::Large(value) => kv::Content::Large(value),
+                        Content::Large(value, _) => kv::Content::Large(value),
                     };
                     let value = kv::Value { content, media_type: record.media_type };
                     Action::Put { value, expiry: expiry(record.expires_at_ms), return_old: false }
@@ -440,6 +440,14 @@ mod tests {
         let (mut view, _) = with_large();
         view.expire(&key("l"), None);
         assert!(view.remove(&key("l")) && view.wanted().is_empty());
+    }
+
+    #[test]
+    fn the_bytes_of_a_copy_are_wanted_where_the_value_was_found() {
+        let (mut view, _) = with_large();
+        view.copy(&key("l"), &key("n")).unwrap();
+        assert!(view.remove(&key("l")) && view.value(&key("n")).is_empty());
+        assert_eq!(view.wanted(), BTreeSet::from([key("l")]));
     }
 
     #[test]

@@ -109,12 +109,11 @@ impl Body<'_> {
         self.work(timeout(ROOM_WITHIN, room)).await.map_err(|_| refusal(ReadError::Busy))?;
         charge.set(held + start.len());
         let mut writer = app.store.value_writer(rules, LARGE_VALUE_BYTES_MAX as u64)?;
-        self.work(writer.push(&start)).await?;
-        drop(start);
+        self.work(writer.push(start.freeze())).await?;
         charge.set(held);
         loop {
             match self.next().await.map_err(refusal)? {
-                Event::Bytes(bytes) => self.work(writer.push(&bytes)).await?,
+                Event::Bytes(bytes) => self.work(writer.push(bytes)).await?,
                 Event::Quiet => self.work(writer.settle()).await?,
                 Event::End => break,
             }

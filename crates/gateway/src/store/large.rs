@@ -6,13 +6,14 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use flotilla_api::{LARGE_VALUE_BYTES_MAX, VALUE_BYTES_MAX};
 use flotilla_kv::{Action, Condition, Content, Expiry, Operation, OperationResult, Value};
 use flotilla_placement::Collection;
+use flotilla_storage::ValueObjects;
 use flotilla_types::{ClusterVersion, NodeId, Refs, ShardId};
-use flotilla_values::{Chunking, Cutter, ValueRef};
+use flotilla_values::{Chunking, Cutter, Reader, Slice, Step, ValueRef};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Consistency, Found, Store, StoreError, Written, collection_of,
-    values::{CUT_BYTES, Hold, ValueReader, ValueWriter, Values},
+    values::{Hold, ValueReader, ValueWriter, Values, failed},
 };
 
 /// How often a record is read again because its objects were gone: it was overwritten each time.
@@ -137,23 +138,10 @@ impl Store {
         if !is_short && self.values().is_verified(&value, rules.chunking) {
             return Ok((Content::Large(value), hold));
         }
-        let mut reader = hold.reader(&value)?;
-        let mut cutter = Cutter::new(rules.chunking, value.bytes());
-        let mut short = BytesMut::new();
-        while let Some(bytes) = reader.next().await? {
-            for mut piece in bytes.chunks(CUT_BYTES) {
-                while cutter.push(&mut piece).map_err(|_| StoreError::WrongReference)?.is_some() {}
-                tokio::task::yield_now().await;
-            }
-            if is_short {
-                short.put_slice(&bytes);
-            }
-        }
-        if cutter.finish().value != value {
-            return Err(StoreError::WrongReference);
-        }
-        if is_short {
-            return Ok((Content::Inline(short.freeze()), hold));
+        let (given, chunking) = (value.clone(), rules.chunking);
+        let content = self.values().work(0, move |objects| recut(objects, &given, chunking, is_short)).await??;
+        if let Some(content) = content {
+            return Ok((Content::Inline(content), hold));
         }
         self.values().verified(&value, rules.chunking);
         Ok((Content::Large(value), hold))
@@ -291,7 +279,7 @@ impl Store {
             let Content::Inline(bytes) = &value.content else { continue };
             let begun = hold.take().map_or_else(|| Hold::begin(self.values()), Ok)?;
             let mut writer = ValueWriter::new(begun, rules.chunking, bytes.len() as u64);
-            writer.push(bytes).await?;
+            writer.push(bytes.clone()).await?;
             let (stored, held) = writer.finish().await?;
             value.content = Content::Large(stored);
             hold = Some(held);
@@ -393,6 +381,41 @@ impl Store {
         whole.lengths.push((index, i64::try_from(length).unwrap_or(i64::MAX)));
         Ok(())
     }
+}
+
+/// Cuts the content of a reference again, whose objects are here, and compares. Returns the content of a short one.
+///
+/// # Errors
+/// [`StoreError::WrongReference`] if another reference comes out, or none.
+fn recut(
+    objects: &dyn ValueObjects,
+    value: &ValueRef,
+    chunking: Chunking,
+    is_short: bool,
+) -> Result<Option<Bytes>, StoreError> {
+    let wrong = StoreError::WrongReference;
+    let mut reader = Reader::new(value, 0..value.bytes()).map_err(|_| wrong.clone())?;
+    let mut cutter = Cutter::new(chunking, value.bytes());
+    let mut short = BytesMut::new();
+    while let Some(step) = reader.step() {
+        let (Step::List(need) | Step::Chunk(Slice { need, .. })) = step;
+        let object = objects.object(need.id).map_err(|error| failed(&error))?;
+        match step {
+            Step::List(_) => reader.supply(&object).map_err(|_| wrong.clone())?,
+            Step::Chunk(slice) => {
+                let bytes = slice.of(&object).map_err(|_| wrong.clone())?;
+                let mut rest = &bytes[..];
+                while cutter.push(&mut rest).map_err(|_| wrong.clone())?.is_some() {}
+                if is_short {
+                    short.put_slice(&bytes);
+                }
+            }
+        }
+    }
+    if cutter.finish().value != *value {
+        return Err(wrong);
+    }
+    Ok(is_short.then(|| short.freeze()))
 }
 
 /// A command in which appends were replaced.

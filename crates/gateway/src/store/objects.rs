@@ -13,7 +13,7 @@ use flotilla_values::{Need, Plan, ValueRef};
 
 use super::{
     Consistency, Store, StoreError,
-    values::{Encoding, Hold, UPLOAD_TIME, Values, failed, frame_bytes},
+    values::{Encoding, HOLD_TIME, Hold, UPLOAD_TIME, Values, failed, frame_bytes},
 };
 
 /// Bytes of frames that are read together.
@@ -43,13 +43,11 @@ impl Store {
     pub(crate) async fn need(&self, upload: Option<u64>, refs: &[ObjectRef]) -> Result<Lacking, StoreError> {
         let hold = match upload {
             Some(upload) => Hold::of(self.values(), upload)?,
-            None => Hold::begin(self.values())?,
+            None => Hold::begin_for_client(self.values(), HOLD_TIME)?,
         };
         let missing = hold.need(refs.iter().map(|reference| reference.id).collect()).await?;
         count(refs, &missing);
-        let upload = hold.upload();
-        hold.leave();
-        Ok(Lacking { upload, missing })
+        Ok(Lacking { upload: hold.upload(), missing })
     }
 
     /// The same, holding nothing afterwards.
@@ -77,8 +75,7 @@ impl Store {
         from: Option<NodeId>,
         deadline: Instant,
     ) -> Result<Lacking, StoreError> {
-        let hold = Hold::begin(self.values())?;
-        hold.prolong(UPLOAD_TIME)?;
+        let hold = Hold::begin_for_client(self.values(), UPLOAD_TIME)?;
         let topology = self.inner.shards.topology();
         let from = from.map_or_else(
             || {
@@ -94,9 +91,7 @@ impl Store {
             Err(StoreError::ObjectsMissing { .. }) => hold.need(refs.ids().collect()).await?,
             Err(error) => return Err(error),
         };
-        let upload = hold.upload();
-        hold.leave();
-        Ok(Lacking { upload, missing })
+        Ok(Lacking { upload: hold.upload(), missing })
     }
 
     /// The objects with these ids that belong to the present value of a record. `None` without a record.

@@ -8,7 +8,7 @@ use flotilla_storage::ValueObjects;
 use flotilla_types::ObjectId;
 use flotilla_values::{FormatError, Kind, Level, ListNode, Need};
 
-use super::{StoreError, Values, failed, hold::HOLD_TIME};
+use super::{Hold, StoreError, Values, failed};
 
 /// Bytes that are decompressed at a time.
 const PIECE_BYTES: usize = 64 << 10;
@@ -54,8 +54,9 @@ impl Values {
         frames: Bytes,
         encoding: Encoding,
     ) -> Result<UploadReply, FramesError> {
+        // It stays when this is dropped.
+        drop(Hold::of(self, upload)?);
         self.work(UPLOAD_BYTES_MAX, move |objects| {
-            objects.renew_upload(upload, HOLD_TIME).map_err(StoreError::from)?;
             let mut storing =
                 Storing { objects, upload, reader: FrameReader::default(), reply: UploadReply::default() };
             each_piece(&frames, encoding, |piece| storing.take(piece))?;
@@ -206,7 +207,7 @@ mod tests {
 
     async fn store(frames: &[u8], encoding: Encoding) -> (Result<UploadReply, FramesError>, Arc<MemoryObjects>) {
         let here = Arc::new(MemoryObjects::default());
-        here.begin_upload(UPLOAD, HOLD_TIME).expect("an upload");
+        here.begin_upload(UPLOAD, super::super::HOLD_TIME).expect("an upload");
         let frames = Bytes::copy_from_slice(frames);
         (here.values(Vec::new()).store_frames(UPLOAD, frames, encoding).await, here)
     }

@@ -6,9 +6,8 @@ use std::{
 };
 
 use flotilla_types::{NodeId, ObjectId, Refs};
-use flotilla_values::ValueRef;
 
-use super::{StoreError, ValueReader, Values, failed};
+use super::{BUSY, StoreError, Values, failed};
 
 /// How long an upload goes on without being renewed.
 pub(crate) const HOLD_TIME: Duration = Duration::from_secs(120);
@@ -40,9 +39,23 @@ impl Hold {
         })
     }
 
+    /// Begins an upload for a client, which stays when this is dropped.
+    pub(crate) fn begin_for_client(values: &Values, time: Duration) -> Result<Self, StoreError> {
+        let now = Instant::now();
+        if !values.clients.lock().has_room(now) {
+            return Err(BUSY);
+        }
+        let mut hold = Self::begin(values)?;
+        values.objects.renew_upload(hold.upload, time)?;
+        values.clients.lock().lasts(hold.upload, now, time);
+        hold.ends = false;
+        Ok(hold)
+    }
+
     /// Goes on with an upload that a client has begun, which stays when this is dropped.
     pub(crate) fn of(values: &Values, upload: u64) -> Result<Self, StoreError> {
         values.objects.renew_upload(upload, HOLD_TIME)?;
+        values.clients.lock().used(upload, Instant::now());
         Ok(Self {
             values: values.clone(),
             upload,
@@ -69,26 +82,10 @@ impl Hold {
         Ok(())
     }
 
-    /// Moves the deadline to `time` from now.
-    pub(crate) fn prolong(&self, time: Duration) -> Result<(), StoreError> {
-        Ok(self.values.objects.renew_upload(self.upload, time)?)
-    }
-
     /// Ends an upload that a client has begun: its value is written.
     pub(crate) fn end(mut self) {
+        self.values.clients.lock().ended(self.upload);
         self.ends = true;
-    }
-
-    /// Reads a value whose objects are held already.
-    pub(crate) fn reader(&self, value: &ValueRef) -> Result<ValueReader, StoreError> {
-        let own = Self {
-            values: self.values.clone(),
-            upload: self.upload,
-            renewed: self.renewed,
-            ends: false,
-            fetched: AtomicBool::new(false),
-        };
-        ValueReader::of_held(own, value)
     }
 
     /// Leaves the upload to its deadline: what came of it is not known, or somebody goes on with it.

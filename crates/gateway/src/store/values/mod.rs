@@ -5,6 +5,7 @@
 //! of it is collected meanwhile. Nothing that waits for a client takes part in [`IN_WORK_BYTES_MAX`], so no client can
 //! keep others from the disk. A writer keeps one batch and what its cutter keeps, a reader a few chunks.
 
+mod clients;
 mod frames;
 mod hold;
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod reader;
 #[cfg(test)]
 mod tests;
 mod verified;
+mod workers;
 mod writer;
 
 use std::{
@@ -30,16 +32,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{RETRY_AFTER_MS, StoreError};
 
+use clients::ClientUploads;
 pub(crate) use frames::{Encoding, FramesError, frame_bytes};
 pub(crate) use hold::{HOLD_TIME, Hold, UPLOAD_TIME};
 pub(crate) use reader::ValueReader;
 pub(crate) use verified::VerifiedRefs;
-pub(crate) use writer::{CUT_BYTES, ValueWriter};
+use workers::Workers;
+pub(crate) use writer::ValueWriter;
 
 /// Bytes of objects that threads read or write at the same time, for all clients; others wait.
 const IN_WORK_BYTES_MAX: usize = 16 << 20;
-/// Each task counts as so many at least, which bounds the threads: 32.
-const TASK_BYTES_MIN: usize = 512 << 10;
+/// Each task counts as so many at least.
+const TASK_BYTES_MIN: usize = 64 << 10;
 /// Bytes of large values that are whole in memory, for all clients, until whoever asked for them drops them; others
 /// wait until their deadline.
 const WHOLE_BYTES_MAX: usize = 128 << 20;
@@ -70,11 +74,13 @@ pub(crate) trait FetchObjects: Send + Sync + 'static {
 pub(crate) struct Values {
     objects: Arc<dyn ValueObjects>,
     fetch: Arc<dyn FetchObjects>,
+    workers: Workers,
     in_work: Arc<Semaphore>,
     whole: Arc<Semaphore>,
     verified: Arc<Mutex<VerifiedRefs>>,
     /// Uploads of values that were fetched and read, oldest first.
     kept: Arc<Mutex<VecDeque<u64>>>,
+    clients: Arc<Mutex<ClientUploads>>,
 }
 
 impl Values {
@@ -82,10 +88,12 @@ impl Values {
         Self {
             objects,
             fetch,
+            workers: Workers::start(),
             in_work: Arc::new(Semaphore::new(IN_WORK_BYTES_MAX)),
             whole: Arc::new(Semaphore::new(WHOLE_BYTES_MAX)),
             verified: Arc::default(),
             kept: Arc::default(),
+            clients: Arc::default(),
         }
     }
 
@@ -99,12 +107,11 @@ impl Values {
         let turn = tokio::time::timeout(TURN_WITHIN, self.in_work.clone().acquire_many_owned(permits)).await;
         let Ok(Ok(turn)) = turn else { return Err(BUSY) };
         let objects = self.objects.clone();
-        let done = tokio::task::spawn_blocking(move || {
+        let done = self.workers.run(move || {
             let done = work(&*objects);
             drop(turn);
             done
         });
-        // It has panicked, or the runtime ends.
         done.await.map_err(|_| StoreError::ObjectsUnavailable)
     }
 

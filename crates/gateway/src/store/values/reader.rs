@@ -63,12 +63,6 @@ impl ValueReader {
         Ok(Self { hold, steps: Steps::Listed(reader), ahead: VecDeque::new() })
     }
 
-    /// Reads a whole value that is here, and held.
-    pub(super) fn of_held(hold: Hold, value: &ValueRef) -> Result<Self, StoreError> {
-        let reader = Reader::new(value, 0..value.bytes()).map_err(|_| StoreError::WrongReference)?;
-        Ok(Self { hold, steps: Steps::Listed(reader), ahead: VecDeque::new() })
-    }
-
     /// Bytes of memory that a reader takes at most.
     pub(crate) fn bytes_held_max(value: &ValueRef) -> usize {
         let chunk = u64::from(CHUNK_BYTES_MAX).min(value.bytes());

@@ -2,10 +2,11 @@
 
 use std::{ops::Range, sync::Arc};
 
+use bytes::Bytes;
 use flotilla_values::{Chunking, List, ValueRef};
 use futures_util::TryStreamExt as _;
 
-use super::{memory::MemoryObjects, reader::AHEAD_MAX, writer::BATCH_BYTES_MAX, *};
+use super::{memory::MemoryObjects, reader::AHEAD_MAX, *};
 
 const MIB: usize = 1 << 20;
 const SOON: Duration = Duration::from_secs(30);
@@ -23,7 +24,7 @@ pub(crate) fn content(bytes: usize) -> Vec<u8> {
 async fn write(values: &Values, content: &[u8], piece: usize) -> (ValueRef, Hold) {
     let mut writer = writer(values, u64::MAX);
     for piece in content.chunks(piece) {
-        writer.push(piece).await.expect("stored");
+        writer.push(Bytes::copy_from_slice(piece)).await.expect("stored");
     }
     let (value, hold) = writer.finish().await.expect("stored");
     hold.sync().await.expect("durable");
@@ -65,10 +66,10 @@ async fn a_value_is_read_as_it_was_written_in_whole_and_in_parts() {
 async fn a_value_that_is_too_long_is_refused_and_leaves_nothing() {
     let here = Arc::new(MemoryObjects::default());
     let mut writer = writer(&here.values(Vec::new()), MIB as u64);
-    let content = content(MIB + 1);
-    assert_eq!(writer.push(&content[..MIB]).await, Ok(()));
+    let content = Bytes::from(content(MIB + 1));
+    assert_eq!(writer.push(content.slice(..MIB)).await, Ok(()));
     assert!(!here.ids().is_empty(), "it is stored while it arrives");
-    assert_eq!(writer.push(&content[MIB..]).await, Err(StoreError::ValueTooLarge { limit_bytes: MIB as u64 }));
+    assert_eq!(writer.push(content.slice(MIB..)).await, Err(StoreError::ValueTooLarge { limit_bytes: MIB as u64 }));
     drop(writer);
     here.collect();
     assert!(here.ids().is_empty());
@@ -79,12 +80,12 @@ async fn a_writer_keeps_one_batch_and_nothing_once_it_has_settled() {
     let here = Arc::new(MemoryObjects::default());
     let mut writer = writer(&here.values(Vec::new()), u64::MAX);
     for piece in content(2 * MIB).chunks(50_000) {
-        writer.push(piece).await.expect("stored");
-        assert!(writer.kept_bytes() <= BATCH_BYTES_MAX);
+        writer.push(Bytes::copy_from_slice(piece)).await.expect("stored");
+        assert!(writer.batch_bytes() < 256 << 10);
     }
-    assert!(writer.kept_bytes() > 0);
+    assert!(writer.batch_bytes() > 0);
     writer.settle().await.expect("stored");
-    assert_eq!(writer.kept_bytes(), 0);
+    assert_eq!(writer.batch_bytes(), 0);
 }
 
 #[tokio::test]
@@ -110,6 +111,23 @@ async fn what_is_absent_is_fetched_and_held_while_it_is_read() {
     here.collect();
     let missing = read(&values, &value, 0..value.bytes()).await;
     assert_eq!(missing, Err(StoreError::ObjectsMissing { missing: value.refs().ids().collect() }));
+}
+
+#[tokio::test]
+async fn what_is_read_stays_to_its_end_although_nothing_else_holds_it_any_more() {
+    let here = Arc::new(MemoryObjects::default());
+    let values = here.values(Vec::new());
+    let content = content(3 * MIB);
+    for range in [0..content.len() as u64, 5..200_000] {
+        let (value, hold) = write(&values, &content, MIB).await;
+        let reader = ValueReader::open(&values, &value, range.clone(), Vec::new(), SOON).await.expect("here");
+        drop(hold);
+        here.collect();
+        let read = reader.into_stream().try_collect::<Vec<_>>().await.expect("held").concat();
+        assert!(read == content[range.start as usize..range.end as usize]);
+        here.collect();
+        assert!(here.ids().is_empty());
+    }
 }
 
 #[tokio::test]

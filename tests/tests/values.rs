@@ -1,0 +1,163 @@
+//! Large values: their objects travel once, every replica has them, crashes lose none, and their space comes back.
+
+use std::{fs, path::Path, time::Duration};
+
+use bytes::Bytes;
+use flotilla_client::{Client, PutOptions};
+use flotilla_local_cluster::Cluster;
+use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use flotilla_tests::support::{
+    Mode, SMALL_LIMITS, client, connect, eventually, start_in, start_with, wait_caught_up, wait_replicated,
+};
+
+const MIB: usize = 1 << 20;
+
+/// Content that has nothing in common with that of another seed.
+fn content(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut content = vec![0; bytes];
+    SmallRng::seed_from_u64(seed).fill(&mut content[..]);
+    content
+}
+
+async fn put(client: &Client, key: &str, content: &[u8]) {
+    let value = Bytes::copy_from_slice(content);
+    client.put("default", key.as_bytes(), value, &PutOptions::default()).await.expect("a put");
+}
+
+/// Asserts that a node serves this value.
+async fn assert_serves(cluster: &Cluster, i: usize, key: &str, content: &[u8]) {
+    let record = client(cluster, i).get("default", key.as_bytes()).await.expect("a read").expect("a record");
+    assert!(record.value == content, "{key} through node {i}: {} bytes that differ", record.value.len());
+}
+
+/// The sum of a counter over all nodes.
+async fn sum(cluster: &Cluster, name: &str) -> u64 {
+    let mut sum = 0;
+    for i in 1..=cluster.len() {
+        let at = cluster.http(i).expect("a node");
+        let at = at.split("//").last().expect("an address").parse().expect("an address");
+        let mut connection = connect(cluster, at).await;
+        let key = cluster.credentials().admin_key().expect("the files of a running cluster");
+        let key = key.map(|key| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
+        let request = format!("GET /metrics HTTP/1.1\r\nhost: {at}\r\n{key}connection: close\r\n\r\n");
+        connection.write_all(request.as_bytes()).await.expect("a connection");
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).await.expect("an answer");
+        let values = answer.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next());
+        sum += values.filter_map(|value| value.parse::<f64>().ok()).sum::<f64>() as u64;
+    }
+    sum
+}
+
+async fn a_value_travels_once(mode: Mode) {
+    let cluster = start_in(mode, 3).await;
+    let sent = async || sum(&cluster, "flotilla_transport_bytes_sent_total{class=\"objects\"}").await;
+    let first = content(1, 6 * MIB);
+    put(&client(&cluster, 1), "first", &first).await;
+    let whole = sent().await;
+    assert!(whole > 2 * first.len() as u64, "two other nodes have it: {whole} bytes");
+
+    // Through another node, under another key.
+    put(&client(&cluster, 2), "second", &first).await;
+    let again = sent().await - whole;
+    assert!(again <= first.len() as u64 / 500, "{again} bytes for a value that all nodes have");
+
+    let mut changed = first.clone();
+    changed.splice(3 * MIB..3 * MIB, content(2, 100));
+    put(&client(&cluster, 3), "changed", &changed).await;
+    // A chunk or two, and a list of chunks, to two nodes.
+    let changes = sent().await - whole - again;
+    assert!(changes <= 2 * 4 * (64 << 10), "{changes} bytes for 100 that were inserted");
+    for i in 1..=3 {
+        assert_serves(&cluster, i, "second", &first).await;
+        assert_serves(&cluster, i, "changed", &changed).await;
+    }
+}
+in_both_modes!(a_value_travels_once);
+
+/// Writers go on while each node in turn is killed: the one that they write through, those that fetch, and the leaders.
+#[tokio::test]
+async fn no_acknowledged_value_is_lost_whoever_crashes() {
+    let mut cluster = start_with(3, &SMALL_LIMITS).await;
+    let common = content(7, MIB);
+    let mut acknowledged = Vec::new();
+    for round in 1..=6_u64 {
+        let victim = (round % 3 + 1) as usize;
+        let writers: Vec<_> = (1..=3)
+            .map(|i| {
+                let (client, common) = (client(&cluster, i), common.clone());
+                tokio::spawn(async move {
+                    let (options, mut written) = (PutOptions::default(), Vec::new());
+                    for n in 0..4_u64 {
+                        let seed = round * 100 + i as u64 * 10 + n;
+                        let key = format!("{round}/{i}/{n}");
+                        let value = [&content(seed, 300_000)[..], &common].concat();
+                        let put = client.put("default", key.as_bytes(), value.into(), &options);
+                        if put.await.is_ok() {
+                            written.push((key, seed));
+                        }
+                    }
+                    written
+                })
+            })
+            .collect();
+        let objects = sum(&cluster, "flotilla_objects_pulled_total").await;
+        eventually("values on their way", async || {
+            let pulled = sum(&cluster, "flotilla_objects_pulled_total").await;
+            if pulled > objects { Ok(()) } else { Err(format!("{pulled} objects were pulled")) }
+        })
+        .await;
+        cluster.kill(victim).expect("a node");
+        cluster.start_node(victim).await.expect("a start on its data");
+        for writer in writers {
+            acknowledged.extend(writer.await.expect("a writer"));
+        }
+    }
+    assert!(acknowledged.len() > 20, "{} writes were acknowledged: the test is void", acknowledged.len());
+    wait_replicated(&cluster, &[1, 2, 3]).await;
+    for i in 1..=3 {
+        wait_caught_up(&cluster, 1, i).await;
+        for (key, seed) in &acknowledged {
+            assert_serves(&cluster, i, key, &[&content(*seed, 300_000)[..], &common].concat()).await;
+        }
+    }
+    assert_eq!(cluster.unexpected_exits().expect("processes"), []);
+}
+
+fn bytes_below(path: &Path) -> u64 {
+    let entries = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+    let bytes = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    };
+    entries.map(bytes).sum()
+}
+
+#[tokio::test]
+async fn the_space_of_values_that_were_overwritten_comes_back() {
+    let cluster = start_with(3, &SMALL_LIMITS).await;
+    let bytes = 4 * MIB;
+    let mut last = Vec::new();
+    for n in 0..40 {
+        last = content(1_000 + n, bytes);
+        put(&client(&cluster, 1), "same", &last).await;
+    }
+    // Small writes: the log lets go of what it named.
+    eventually("the space comes back", async || {
+        for n in 0..50 {
+            put(&client(&cluster, 1), &format!("small {n}"), &[b'x'; 500]).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let used: Vec<_> =
+            (1..=3).map(|i| bytes_below(&cluster.node(i).expect("a node").data_dir.join("objects"))).collect();
+        // The value, what is not collected yet, and a segment that is being written.
+        if used.iter().all(|used| *used < 10 * bytes as u64) { Ok(()) } else { Err(format!("{used:?} bytes")) }
+    })
+    .await;
+    for i in 1..=3 {
+        assert_serves(&cluster, i, "same", &last).await;
+    }
+}
