@@ -42,7 +42,7 @@ const LAYERS: &[Row] = &[
     ("membership", 2, May::Use(&["types"])),
     ("placement", 2, May::Use(&["types", "persistent", "values"])),
     ("consensus", 2, May::Use(&["types", "storage"])),
-    ("kv", 2, May::Use(&["types", "storage"])),
+    ("kv", 2, May::Use(&["types", "storage", "values"])),
     ("meta", 2, May::Use(&["types", "persistent", "storage", "placement", "values"])),
     ("transport", 2, May::Use(&["types", "wire", "identity"])),
     ("raft-log", 2, May::Use(&["types", "failpoints", "storage"])),
