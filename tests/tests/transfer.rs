@@ -16,6 +16,7 @@ use std::{
 use flotilla_api::{BatchOperation, BatchRequest, BatchVerb, ProblemType};
 use flotilla_client::{Client, LARGE_VALUE_BYTES_MAX, PutOptions, ScanOptions};
 use flotilla_local_cluster::Cluster;
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::Value;
 
 use flotilla_tests::support::{binary, client, start};
@@ -115,6 +116,53 @@ async fn import_and_export_round_trip() {
     let (code, ..) = flotilla(&cluster, 2, &words(&["export", "--dir"], &target));
     assert_eq!(code, Some(0));
     assert!(read_tree(&target) == files, "the tree differs after a round trip through JSON lines");
+}
+
+/// Length of a value that is stored in objects.
+const LARGE_BYTES: usize = 10 << 20;
+
+/// Bytes without any pattern, the same ones for a seed.
+fn random(seed: u8, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    StdRng::from_seed([seed; 32]).fill_bytes(&mut bytes);
+    bytes
+}
+
+#[tokio::test]
+async fn only_the_parts_of_large_values_travel_that_the_other_side_lacks() {
+    let cluster = start(3).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let [source, target, cache, out] = ["source", "target", "cache", "out"].map(|name| folder.path().join(name));
+    fs::create_dir(&source).expect("a folder");
+    let mut content = random(1, LARGE_BYTES);
+    fs::write(source.join("large"), &content).expect("a file");
+    let import = |node: usize| {
+        let (code, account, output) = flotilla(&cluster, node, &words(&["import", "--dir"], &source));
+        assert_eq!((code, account["done"].as_u64()), (Some(0), Some(1)), "{output:?}");
+        account["transfer"]["sent_bytes"].as_u64().expect("a number")
+    };
+    assert!(import(1) >= LARGE_BYTES as u64);
+    content.splice(LARGE_BYTES / 2..LARGE_BYTES / 2, random(2, 100));
+    fs::write(source.join("large"), &content).expect("a file");
+    let sent = import(2);
+    assert!(sent < LARGE_BYTES as u64 / 20, "{sent} bytes for a small change");
+    let (code, account, output) = flotilla(&cluster, 3, &words(&["import", "--dir"], &source));
+    assert_eq!((code, account["unchanged"].as_u64()), (Some(0), Some(1)), "{output:?}");
+
+    let found = client(&cluster, 3).get("default", b"large").await.expect("a read").expect("a record");
+    assert!(found.value == content, "the value is not what was imported");
+    let cache = cache.to_str().expect("a path in UTF-8");
+    let fetched = [1, 2].map(|node| {
+        let get = ["get", "large", "--cache", cache, "--out"];
+        let (code, account, output) = flotilla(&cluster, node, &words(&get, &out));
+        assert_eq!(code, Some(0), "{output:?}");
+        assert!(fs::read(&out).expect("a file") == content, "the value is not what was imported");
+        account["transfer"]["received_bytes"].as_u64().expect("a number")
+    });
+    assert!(fetched[0] >= LARGE_BYTES as u64 && fetched[1] < 10_000, "{fetched:?}");
+    let (code, account, output) = flotilla(&cluster, 3, &words(&["export", "--cache", cache, "--dir"], &target));
+    assert_eq!((code, account["done"].as_u64()), (Some(0), Some(1)), "{output:?}");
+    assert!(read_tree(&target)[&b"large"[..]] == content, "the exported value differs");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use reqwest::{Method, header::HeaderValue};
 use crate::{
     Client, ClientError, PutOptions, ScanOptions,
     call::{Answer, Call, Payload},
-    url, values,
+    url,
 };
 
 /// Longest media type of a value, bytes.
@@ -208,7 +208,7 @@ fn ttl_ms(options: &PutOptions) -> Option<u64> {
 /// The media type as a header, if there is one.
 pub(crate) fn media_type(options: &PutOptions) -> Result<Option<HeaderValue>, ClientError> {
     let header = |text: &String| {
-        let fits = (1..=MEDIA_TYPE_BYTES_MAX).contains(&text.len()) && *text != values::REFERENCE_TYPE;
+        let fits = (1..=MEDIA_TYPE_BYTES_MAX).contains(&text.len()) && *text != flotilla_api::VALUE_REF_MEDIA_TYPE;
         HeaderValue::from_str(text).ok().filter(|_| fits).ok_or_else(|| ClientError::InvalidMediaType(text.clone()))
     };
     options.media_type.as_ref().map(header).transpose()

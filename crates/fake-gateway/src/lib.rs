@@ -23,7 +23,7 @@ struct State {
     /// Whether it knows the calls about objects and references.
     knows_objects: bool,
     chunking: Chunking,
-    /// What it says of `chunking`.
+    /// What it says of `chunking`, if not how it is.
     chunk: Option<&'static str>,
     objects: BTreeMap<ObjectId, Bytes>,
     uploads: BTreeMap<String, BTreeSet<ObjectId>>,

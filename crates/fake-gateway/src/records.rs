@@ -18,8 +18,7 @@ impl State {
         let mut collection = json!({ "id": 1, "name": "default", "sharding": "hash", "buckets": 16, "replicas": 3 });
         if self.knows_objects {
             collection["objects_from"] = json!(OBJECTS_FROM);
-        }
-        if let Some(chunk) = self.chunk {
+            let chunk = self.chunk.map_or_else(|| self.chunking.to_string(), str::to_owned);
             collection["chunk"] = json!(chunk);
         }
         Answer::json(&json!({ "collections": [collection] }))

@@ -101,7 +101,8 @@ impl FakeGateway {
         self.state.lock().knows_objects = false;
     }
 
-    /// Cuts values in this way from now on. `chunk` is what it says of that to clients.
+    /// Cuts values in this way from now on. `chunk` is what it says of that to clients, if
+    /// not how it is.
     pub fn set_chunking(&self, chunking: Chunking, chunk: Option<&'static str>) {
         let mut state = self.state.lock();
         (state.chunking, state.chunk) = (chunking, chunk);

@@ -6,11 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flotilla_api::Collection;
 use flotilla_values::Chunking;
-use reqwest::Method;
-use serde::Deserialize;
 
-use crate::{Client, ClientError, call::Call};
+use crate::{Client, ClientError};
 
 /// How long it is taken as known. A collection's settings change seldom, and a cut that does not fit is refused.
 const KNOWN_FOR: Duration = Duration::from_secs(60);
@@ -18,7 +17,7 @@ const KNOWN_FOR: Duration = Duration::from_secs(60);
 const COLLECTIONS_MAX: usize = 1_024;
 /// No collection stores a value in objects that is not longer, bytes.
 pub(super) const OBJECTS_FROM_MIN: u64 = 1_024;
-/// Length of a value that is stored in objects, unless the collection says otherwise, bytes.
+/// Longer values are stored in objects unless the collection says otherwise, bytes.
 const OBJECTS_FROM_DEFAULT: u64 = 4_096;
 
 /// How to cut the values of a collection.
@@ -48,75 +47,36 @@ impl CollectionCache {
     }
 }
 
-/// What is read of a collection. Its text is here, not in `flotilla-api`: only what cuts values needs it.
-#[derive(Deserialize)]
-struct Described {
-    name: String,
-    objects_from: Option<u64>,
-    chunk: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct DescribedList {
-    collections: Vec<Described>,
-}
-
 impl Client {
-    /// Asks how a collection stores large values. A collection that says nothing has the defaults; one that says
-    /// what this client does not know gets whole values.
+    /// Asks how a collection stores large values. `None` for one that does not store any, and for one that cuts them
+    /// as this client does not know.
     pub(super) async fn load_settings(&self, collection: &str) -> Result<Option<Settings>, ClientError> {
-        let described = match self.call(Call::read(Method::GET, "/v1/collections")).await {
-            // The key may write records, but not list collections.
-            Err(error) if error.problem().is_some_and(|problem| problem.status == 403) => None,
-            answer => {
-                let list: DescribedList = answer?.json()?;
-                list.collections.into_iter().find(|described| described.name == collection)
+        let settings = match self.collections().await {
+            // The key may write records, but not list collections: the defaults, which a node refuses if they do not
+            // fit.
+            Err(error) if error.problem().is_some_and(|problem| problem.status == 403) => Some(Settings::DEFAULT),
+            collections => {
+                let found = collections?.into_iter().find(|found| found.name == collection);
+                found.as_ref().and_then(Settings::of)
             }
         };
-        let (objects_from, chunk) = described.map_or((None, None), |found| (found.objects_from, found.chunk));
-        let chunking = chunk.as_deref().map_or(Some(Chunking::default()), chunking);
-        let objects_from = objects_from.unwrap_or(OBJECTS_FROM_DEFAULT);
-        let settings = chunking.map(|chunking| Settings { objects_from, chunking });
         self.collections.put(collection, settings);
         Ok(settings)
     }
 }
 
-/// `default`, `archive`, or the lengths of chunks at least, on average and at most: `4KiB/16KiB/64KiB`.
-fn chunking(text: &str) -> Option<Chunking> {
-    match text {
-        "default" => return Some(Chunking::default()),
-        "archive" => return Some(Chunking::AVERAGE_64_KIB),
-        _ => {}
+impl Settings {
+    const DEFAULT: Self = Self { objects_from: OBJECTS_FROM_DEFAULT, chunking: Chunking::AVERAGE_16_KIB };
+
+    fn of(collection: &Collection) -> Option<Self> {
+        let Collection { objects_from, chunk, .. } = collection;
+        Some(Self { objects_from: (*objects_from)?.into(), chunking: chunk.as_deref()?.parse().ok()? })
     }
-    let bytes = |text: &str| {
-        let (number, unit) = text.split_at(text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len()));
-        let unit: u32 = match unit {
-            "" | "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            _ => return None,
-        };
-        number.parse::<u32>().ok()?.checked_mul(unit)
-    };
-    let mut lengths = text.split('/').map(bytes);
-    let (min, average, max) = (lengths.next()??, lengths.next()??, lengths.next()??);
-    if lengths.next().is_some() { None } else { Chunking::new(min, average, max).ok() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lengths_of_chunks_are_read_or_not_known() {
-        assert_eq!(chunking("4KiB/16KiB/64KiB"), Some(Chunking::AVERAGE_16_KIB));
-        assert_eq!(chunking("65536/256KiB/1MiB"), Some(Chunking::AVERAGE_256_KIB));
-        assert_eq!(chunking("default"), Some(Chunking::default()));
-        for unknown in ["", "4KiB/16KiB", "4KiB/16KiB/64KiB/1MiB", "4K/16K/64K", "1/2/3", "4294967295MiB/1/1"] {
-            assert_eq!(chunking(unknown), None, "{unknown}");
-        }
-    }
 
     #[test]
     fn what_is_known_of_collections_is_bounded() {

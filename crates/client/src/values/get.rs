@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use flotilla_api::header;
+use flotilla_api::{FRAME_HEADER_BYTES, FrameKind, FrameReader, VALUE_REF_MEDIA_TYPE, header};
 use flotilla_types::{NodeId, ObjectId, Timestamp};
 use flotilla_values::{Chunking, Kind, ListNode, Need, Plan, Reader, Step, ValueRef};
 use futures_util::{Stream, StreamExt as _, stream};
@@ -19,10 +19,9 @@ use reqwest::{
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use super::{
-    BATCH_BYTES_MAX, BATCH_OBJECTS_MAX, BATCH_TIMEOUT_MIN, BATCHES_IN_FLIGHT, LocalValue, REFERENCE_TYPE, Transfer,
-    ValueCache, ValueSource, frames,
+    BATCH_BYTES_MAX, BATCH_OBJECTS_MAX, BATCH_TIMEOUT_MIN, BATCHES_IN_FLIGHT, LocalValue, Transfer, ValueCache,
+    ValueSource, frames,
     local::Cut,
-    put::CONTENT_TYPE,
     retry::Attempts,
     source::{Spool, blocking},
 };
@@ -158,7 +157,7 @@ impl Client {
         };
         let mut attempts = Attempts::within(self.value_timeout);
         loop {
-            let Some(answer) = self.open_value(collection, key, Some(REFERENCE_TYPE)).await? else {
+            let Some(answer) = self.open_value(collection, key, Some(VALUE_REF_MEDIA_TYPE)).await? else {
                 return Ok(None);
             };
             match self.read_objects(collection, key, answer, cache).await {
@@ -179,7 +178,9 @@ impl Client {
                 None => Ok(false),
             };
         }
-        let Some(mut answer) = self.open_value(collection, key, Some(REFERENCE_TYPE)).await? else { return Ok(false) };
+        let Some(mut answer) = self.open_value(collection, key, Some(VALUE_REF_MEDIA_TYPE)).await? else {
+            return Ok(false);
+        };
         if is_reference(answer.headers()) {
             let stored = decode(answer).await?;
             return Ok(stored.bytes() == value.bytes() && stored.etag() == etag(value).await?);
@@ -239,7 +240,7 @@ impl Client {
             .buffered(BATCHES_IN_FLIGHT);
         let body = Body::Objects { batches: Box::pin(batches), ready: VecDeque::new() };
         let reader = ValueReader::new(&headers, body)?;
-        let media_type = text(&headers, CONTENT_TYPE);
+        let media_type = text(&headers, header::CONTENT_TYPE);
         Ok(ValueReader { media_type, bytes: Some(value.bytes()), transfer, ..reader })
     }
 }
@@ -370,7 +371,7 @@ impl Fetch {
             Err(error) if is_key_not_found(&error) => return Err(ClientError::RecordChanged),
             answer => answer?,
         };
-        let bytes_max = needs.iter().map(|need| frames::HEADER_BYTES + object_bytes_max(need)).sum();
+        let bytes_max = needs.iter().map(|need| FRAME_HEADER_BYTES + object_bytes_max(need)).sum();
         let is_compressed = answer.headers().get(names::CONTENT_ENCODING).is_some_and(|coding| coding == "zstd");
         let endpoint = answer.endpoint.clone();
         let protocol = || ClientError::Protocol { endpoint: endpoint.clone() };
@@ -380,30 +381,27 @@ impl Fetch {
             body = frames::decompress(&body, bytes_max).ok_or_else(protocol)?;
         }
         let mut objects = Vec::with_capacity(needs.len());
+        let (mut frames, mut rest) = (FrameReader::default(), &body[..]);
         for need in needs {
-            let (kind, bytes) = frames::pop(&mut body).ok_or_else(protocol)?;
-            if kind == NOT_OF_THE_RECORD {
+            let (kind, bytes) = frames.next(&mut rest).map_err(|_| protocol())?.ok_or_else(protocol)?;
+            if kind == FrameKind::Absent {
                 return Err(ClientError::RecordChanged);
             }
             if kind != frames::kind(need.kind) || need.verify(&bytes).is_err() {
                 return Err(protocol());
             }
-            // In memory of its own, so that one object does not keep all others.
-            objects.push((need.id, Bytes::copy_from_slice(&bytes)));
+            objects.push((need.id, bytes.into()));
         }
-        if body.is_empty() { Ok(objects) } else { Err(protocol()) }
+        if rest.is_empty() { Ok(objects) } else { Err(protocol()) }
     }
 }
-
-/// The kind of an object that does not belong to the record's present value.
-const NOT_OF_THE_RECORD: u8 = 255;
 
 /// Groups of objects for one answer each, in the same order.
 fn batches(needs: Vec<Need>) -> Vec<Vec<Need>> {
     let mut batches: Vec<Vec<Need>> = Vec::new();
     let mut room = 0;
     for need in needs {
-        let bytes = frames::HEADER_BYTES + object_bytes_max(&need);
+        let bytes = FRAME_HEADER_BYTES + object_bytes_max(&need);
         if bytes > room || batches.last().is_none_or(|batch| batch.len() == BATCH_OBJECTS_MAX) {
             batches.push(Vec::new());
             room = BATCH_BYTES_MAX;
@@ -423,7 +421,7 @@ fn object_bytes_max(need: &Need) -> usize {
 }
 
 fn is_reference(headers: &HeaderMap) -> bool {
-    headers.get(names::CONTENT_TYPE).is_some_and(|kind| kind == REFERENCE_TYPE)
+    headers.get(names::CONTENT_TYPE).is_some_and(|kind| kind == VALUE_REF_MEDIA_TYPE)
 }
 
 async fn decode(answer: Opened) -> Result<ValueRef, ClientError> {

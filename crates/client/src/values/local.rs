@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use flotilla_api::FrameKind;
 use flotilla_types::ObjectId;
 use flotilla_values::{Chunking, Cutter, Finished, ListNode, Object, ObjectKind, ValueRef};
 
@@ -63,7 +64,7 @@ enum Place {
 #[derive(Debug, Clone)]
 pub(super) struct LocalObject {
     pub(super) id: ObjectId,
-    pub(super) kind: u8,
+    pub(super) kind: FrameKind,
     pub(super) bytes: usize,
     offset: u64,
     list: Option<Bytes>,
@@ -174,7 +175,7 @@ impl Cut {
         found.sort_unstable_by_key(|(number, ..)| **number);
         let locate = |id, place: &Place| match place {
             Place::Chunk { offset, bytes } => {
-                LocalObject { id, kind: 0, bytes: *bytes as usize, offset: *offset, list: None }
+                LocalObject { id, kind: FrameKind::Chunk, bytes: *bytes as usize, offset: *offset, list: None }
             }
             Place::List { bytes, node } => {
                 let kind = super::frames::list_kind(node.level());

@@ -24,6 +24,8 @@ mod tests;
 
 use std::{ops::AddAssign, time::Duration};
 
+use flotilla_api::{FRAME_HEADER_BYTES, OBJECT_REFS_MAX, UPLOAD_BYTES_MAX, UPLOAD_OBJECTS_MAX};
+
 pub use cache::ValueCache;
 pub(crate) use collection::CollectionCache;
 pub use get::ValueReader;
@@ -32,14 +34,14 @@ pub use put::StoredValue;
 pub use source::{ValueSource, ValueSourceReader};
 
 /// Longest value that a cluster takes, bytes. Clusters of earlier versions take 4 MiB.
-pub const LARGE_VALUE_BYTES_MAX: u64 = 64 << 20;
-/// Media type of an encoded reference. No value has it.
-pub(crate) const REFERENCE_TYPE: &str = "application/vnd.flotilla.value-ref";
+pub const LARGE_VALUE_BYTES_MAX: u64 = flotilla_api::LARGE_VALUE_BYTES_MAX as u64;
 
 /// Objects in one call, in both directions, bytes before compression. A single object may be as long.
 const BATCH_BYTES_MAX: usize = 1 << 20;
-/// Objects named in one call to fetch them.
-const BATCH_OBJECTS_MAX: usize = 4_096;
+const _: () = assert!(BATCH_BYTES_MAX + FRAME_HEADER_BYTES <= UPLOAD_BYTES_MAX);
+/// Objects in one call. Chunks have 1 KiB at least, except the last one of a value.
+const BATCH_OBJECTS_MAX: usize =
+    if UPLOAD_OBJECTS_MAX < OBJECT_REFS_MAX { UPLOAD_OBJECTS_MAX } else { OBJECT_REFS_MAX };
 /// Calls with objects of one value under way at the same time.
 const BATCHES_IN_FLIGHT: usize = 4;
 /// How long a call with objects may take at least: a batch needs 30 s at 0.3 Mbit/s.

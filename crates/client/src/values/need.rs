@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use flotilla_api::Problem;
+use flotilla_api::{NeedReply, NeedRequest, OBJECT_REFS_MAX, ObjectName, ObjectNeed, Problem, UploadId};
 use flotilla_types::{ObjectId, ObjectRef};
 use reqwest::{Method, StatusCode, header::HeaderValue};
 use serde::{Deserialize, Serialize};
@@ -14,47 +14,27 @@ use crate::{
     call::{Call, Payload},
 };
 
-/// References in one call: so many that its body stays below the 64 KiB that every node accepts.
+/// References in one call. A body of 50 KB, so that many questions do not hold much at the node.
 const REFS_MAX: usize = 512;
+const _: () = assert!(REFS_MAX <= OBJECT_REFS_MAX);
 
 #[derive(Serialize)]
 struct Question<'a> {
     jsonrpc: &'static str,
     id: u8,
     method: &'static str,
-    params: Parameters<'a>,
-}
-
-#[derive(Serialize)]
-struct Parameters<'a> {
-    collection: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upload: Option<&'a str>,
-    refs: Vec<Reference>,
-}
-
-#[derive(Serialize)]
-struct Reference {
-    id: String,
-    height: u8,
-    bytes: u64,
+    params: &'a NeedRequest,
 }
 
 #[derive(Deserialize)]
 struct Reply {
-    result: Option<Missing>,
+    result: Option<NeedReply>,
     error: Option<Refusal>,
 }
 
 #[derive(Deserialize)]
 struct Refusal {
     data: Option<Problem>,
-}
-
-#[derive(Deserialize)]
-struct Missing {
-    upload: String,
-    missing: Vec<String>,
 }
 
 /// Finds out which objects of a value this node lacks, from the root down: what is below a list that is missing is
@@ -64,7 +44,7 @@ pub(super) async fn missing(
     node: &Client,
     collection: &str,
     cut: &Cut,
-    upload: &mut Option<String>,
+    upload: &mut Option<UploadId>,
     transfer: &mut Transfer,
 ) -> Result<BTreeSet<ObjectId>, Ended> {
     let mut missing = BTreeSet::new();
@@ -91,15 +71,12 @@ pub(super) async fn missing(
 async fn ask(
     node: &Client,
     collection: &str,
-    upload: &mut Option<String>,
+    upload: &mut Option<UploadId>,
     refs: &[ObjectRef],
     transfer: &mut Transfer,
 ) -> Result<Vec<ObjectId>, Ended> {
-    let refs = refs
-        .iter()
-        .map(|ObjectRef { id, height, bytes }| Reference { id: id.to_string(), height: *height, bytes: *bytes })
-        .collect();
-    let params = Parameters { collection, upload: upload.as_deref(), refs };
+    let refs = refs.iter().map(|reference| ObjectNeed::from(*reference)).collect();
+    let params = &NeedRequest { collection: collection.to_owned(), upload: *upload, refs };
     let question = Question { jsonrpc: "2.0", id: 1, method: "objects.need", params };
     // Plain data with text keys can be serialized.
     let body = Bytes::from(serde_json::to_vec(&question).unwrap_or_default());
@@ -109,19 +86,18 @@ async fn ask(
     let answer = node.call(call.body(Payload::Bytes(body), HeaderValue::from_static("application/json"))).await;
     let answer = answer.map_err(|error| Ended::of_objects(error, upload))?;
     transfer.received_bytes += answer.body.len() as u64;
-    let protocol = || ClientError::Protocol { endpoint: node.endpoint().to_owned() };
-    let Missing { upload: held_by, missing } = match answer.json()? {
+    let endpoint = answer.endpoint.clone();
+    let NeedReply { upload: held_by, missing, .. } = match answer.json()? {
         Reply { result: Some(result), .. } => result,
         Reply { error: Some(Refusal { data: Some(problem) }), .. } => {
             return Err(Ended::of_objects(ClientError::Refused(Box::new(problem)), upload));
         }
         // There is no such method, or not with these parameters.
         Reply { error: Some(Refusal { data: None }), .. } => return Err(Ended::NotKnown),
-        Reply { .. } => return Err(protocol().into()),
+        Reply { .. } => return Err(ClientError::Protocol { endpoint }.into()),
     };
-    let fits = !held_by.is_empty() && held_by.len() <= 64 && held_by.bytes().all(|byte| byte.is_ascii_hexdigit());
-    *upload = Some(Some(held_by).filter(|_| fits).ok_or_else(protocol)?);
-    missing.iter().map(|id| id.parse().map_err(|_| protocol().into())).collect()
+    *upload = Some(held_by);
+    Ok(missing.into_iter().map(|ObjectName(id)| id).collect())
 }
 
 /// Whether a refusal says that the upload has ended.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use flotilla_api::PutReply;
+use bytes::Bytes;
+use flotilla_api::{FRAME_HEADER_BYTES, PutReply, UploadId, VALUE_REF_MEDIA_TYPE, header as own, put_frame};
 use futures_util::{StreamExt as _, stream};
 use reqwest::{
     Method,
@@ -11,7 +11,8 @@ use reqwest::{
 };
 
 use super::{
-    BATCH_BYTES_MAX, BATCH_TIMEOUT_MIN, BATCHES_IN_FLIGHT, LocalValue, REFERENCE_TYPE, Transfer, ValueSource, frames,
+    BATCH_BYTES_MAX, BATCH_OBJECTS_MAX, BATCH_TIMEOUT_MIN, BATCHES_IN_FLIGHT, LocalValue, Transfer, ValueSource,
+    frames,
     local::{Cut, LocalObject, Progress},
     need::{self, has_ended},
     retry::Attempts,
@@ -26,10 +27,6 @@ use crate::{
 
 /// Bytes of a value per second that replicas are expected to fetch from each other at least.
 const REPLICATED_PER_SECOND_MIN: u64 = 1 << 20;
-/// Names the upload that holds the objects of a reference.
-const UPLOAD: &str = "flotilla-upload";
-/// The media type of the value, where the body is a reference.
-pub(super) const CONTENT_TYPE: &str = "flotilla-content-type";
 
 /// A value that was stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +55,7 @@ impl From<ClientError> for Ended {
 
 impl Ended {
     /// What the end of a call about objects says. Forgets an upload that has ended.
-    pub(super) fn of_objects(error: ClientError, upload: &mut Option<String>) -> Self {
+    pub(super) fn of_objects(error: ClientError, upload: &mut Option<UploadId>) -> Self {
         match error.problem() {
             Some(problem) if has_ended(problem) => {
                 *upload = None;
@@ -71,7 +68,7 @@ impl Ended {
     }
 
     /// What the end of a put of a reference says.
-    fn of_reference(error: ClientError, upload: &mut Option<String>) -> Self {
+    fn of_reference(error: ClientError, upload: &mut Option<UploadId>) -> Self {
         match error.problem().map(|problem| problem.status) {
             Some(410) => Self::of_objects(error, upload),
             Some(409) => Self::Again(error),
@@ -195,7 +192,7 @@ impl Put<'_> {
     async fn attempt(
         &self,
         node: &Client,
-        upload: &mut Option<String>,
+        upload: &mut Option<UploadId>,
         transfer: &mut Transfer,
     ) -> Result<PutReply, Ended> {
         let missing = need::missing(node, self.collection, self.cut, upload, transfer).await?;
@@ -215,14 +212,11 @@ impl Put<'_> {
         &self,
         node: &Client,
         objects: Vec<LocalObject>,
-        upload: &mut Option<String>,
+        upload: &mut Option<UploadId>,
         transfer: &mut Transfer,
     ) -> Result<(), Ended> {
-        let path = format!(
-            "/v1/uploads/{}/objects?collection={}",
-            upload.as_deref().unwrap_or_default(),
-            url::encode(self.collection.as_bytes())
-        );
+        let Some(id) = *upload else { return Ok(()) };
+        let path = format!("/v1/uploads/{id}/objects?collection={}", url::encode(self.collection.as_bytes()));
         let mut sent = stream::iter(batches(objects))
             .map(|batch| send_batch(node, &path, self.source.clone(), batch))
             .buffer_unordered(BATCHES_IN_FLIGHT);
@@ -238,7 +232,7 @@ impl Put<'_> {
     async fn put_reference(
         &self,
         node: &Client,
-        upload: &mut Option<String>,
+        upload: &mut Option<UploadId>,
         transfer: &mut Transfer,
     ) -> Result<PutReply, Ended> {
         let reference = self.cut.reference.encode();
@@ -247,13 +241,12 @@ impl Put<'_> {
         let timeout = node.timeout + Duration::from_secs(self.cut.reference.bytes() / REPLICATED_PER_SECOND_MIN);
         let mut call = Call::write(Method::PUT, put_path(self.collection, self.key, self.options))
             .within(timeout)
-            .body(Payload::Bytes(reference), HeaderValue::from_static(REFERENCE_TYPE));
-        // Hexadecimal digits, as was checked when it came.
-        if let Some(Ok(id)) = upload.as_deref().map(HeaderValue::from_str) {
-            call = call.header(UPLOAD, id);
+            .body(Payload::Bytes(reference), HeaderValue::from_static(VALUE_REF_MEDIA_TYPE));
+        if let Some(Ok(id)) = upload.map(|id| HeaderValue::from_str(&id.to_string())) {
+            call = call.header(own::UPLOAD, id);
         }
         if let Some(kind) = media_type(self.options)? {
-            call = call.header(CONTENT_TYPE, kind);
+            call = call.header(own::CONTENT_TYPE, kind);
         }
         let answer = node.call(call).await.map_err(|error| Ended::of_reference(error, upload))?;
         Ok(answer.json()?)
@@ -274,8 +267,8 @@ fn batches(objects: Vec<LocalObject>) -> Vec<Vec<LocalObject>> {
     let mut batches: Vec<Vec<LocalObject>> = Vec::new();
     let mut room = 0;
     for object in objects {
-        let bytes = frames::HEADER_BYTES + object.bytes;
-        if bytes > room {
+        let bytes = FRAME_HEADER_BYTES + object.bytes;
+        if bytes > room || batches.last().is_none_or(|batch| batch.len() == BATCH_OBJECTS_MAX) {
             batches.push(Vec::new());
             room = BATCH_BYTES_MAX;
         }
@@ -309,13 +302,13 @@ async fn send_batch(
 
 /// The body with these objects, and whether it is compressed. `None` if the source has changed.
 fn encode(source: &ValueSource, batch: &[LocalObject]) -> std::io::Result<Option<(Bytes, bool)>> {
-    let mut body = BytesMut::with_capacity(batch.iter().map(|object| frames::HEADER_BYTES + object.bytes).sum());
+    let mut body = Vec::with_capacity(batch.iter().map(|object| FRAME_HEADER_BYTES + object.bytes).sum());
     for object in batch {
         let Some(bytes) = object.read(source)? else { return Ok(None) };
-        frames::push(&mut body, object.kind, &bytes);
+        put_frame(&mut body, object.kind, &bytes);
     }
     Ok(Some(match frames::compress(&body) {
         Some(compressed) => (compressed, true),
-        None => (body.freeze(), false),
+        None => (body.into(), false),
     }))
 }

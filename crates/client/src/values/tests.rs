@@ -202,7 +202,7 @@ async fn a_condition_that_does_not_hold_is_an_error_and_a_media_type_is_kept() {
     for cache in [None, Some(&cache)] {
         assert_eq!(get(&client, "k", cache).await.1.media_type.as_deref(), Some("application/x-tar"));
     }
-    for bad in ["", "a\nb", super::REFERENCE_TYPE, &"x".repeat(256)] {
+    for bad in ["", "a\nb", flotilla_api::VALUE_REF_MEDIA_TYPE, &"x".repeat(256)] {
         let options = PutOptions { media_type: Some(bad.to_owned()), ..PutOptions::default() };
         let put = client.put_value(COLLECTION, b"k", &value, &options).await;
         assert!(matches!(put, Err(ClientError::InvalidMediaType(_))), "{bad:?}");

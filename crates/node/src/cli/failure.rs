@@ -141,7 +141,8 @@ impl From<ClientError> for Failure {
             ClientError::NoEndpoint
             | ClientError::InvalidEndpoint(_)
             | ClientError::MalformedKey
-            | ClientError::MalformedAuthority => Kind::Usage,
+            | ClientError::MalformedAuthority
+            | ClientError::InvalidMediaType(_) => Kind::Usage,
             _ if error.is_not_found() => Kind::NotFound,
             _ if error.is_retryable() => Kind::Unavailable,
             _ => Kind::Failed,
@@ -206,6 +207,8 @@ mod tests {
         assert_eq!(code(ProblemType::OutcomeUnknown), 1, "must not be retried blindly");
         assert_eq!(code(ProblemType::ConditionFailed), 1);
         assert_eq!(Failure::from(ClientError::NoEndpoint).code(), 2);
+        assert_eq!(Failure::from(ClientError::InvalidMediaType("\n".to_owned())).code(), 2);
+        assert_eq!(Failure::from(ClientError::RecordChanged).code(), 4, "the next read gives the new value");
         assert_eq!(Failure::stdout(&io::ErrorKind::BrokenPipe.into()).code(), 0);
     }
 

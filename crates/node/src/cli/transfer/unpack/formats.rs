@@ -1,6 +1,9 @@
 //! Reading the members of archives, in order.
 
-use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
+use std::{
+    cell::Cell,
+    io::{self, BufReader, Read, Seek as _, SeekFrom},
+};
 
 use flate2::{GzHeader, read::MultiGzDecoder};
 use flotilla_client::ValueSource;
@@ -109,11 +112,32 @@ impl Format {
     }
 }
 
+/// Long names and other headers of one member, bytes: the library keeps them in memory.
+const HEADERS_BYTES_MAX: u64 = 1 << 20;
+
+/// A reader that fails after so many bytes, which change while it is read.
+struct Limited<'a, R> {
+    reader: R,
+    left: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Limited<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.reader.read(into)?;
+        let left = self.left.get().checked_sub(bytes as u64);
+        let reason = || io::Error::new(io::ErrorKind::InvalidData, "the headers of a member are too long");
+        self.left.set(left.ok_or_else(reason)?);
+        Ok(bytes)
+    }
+}
+
 /// Returns the reader, at its end.
 fn tar<R: Read>(reader: R, visit: &mut Visit<'_>) -> Result<R, Stop> {
-    let mut archive = Archive::new(reader);
+    let left = Cell::new(HEADERS_BYTES_MAX);
+    let mut archive = Archive::new(Limited { reader, left: &left });
     for entry in archive.entries()? {
         let mut entry = entry?;
+        left.set(entry.size().saturating_add(HEADERS_BYTES_MAX));
         let header = entry.header();
         let kind = match header.entry_type() {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => MemberKind::File,
@@ -141,7 +165,7 @@ fn tar<R: Read>(reader: R, visit: &mut Visit<'_>) -> Result<R, Stop> {
         };
         visit(member, &mut entry)?;
     }
-    let mut reader = archive.into_inner();
+    let Limited { mut reader, .. } = archive.into_inner();
     let mut rest = [0; 8_192];
     loop {
         match reader.read(&mut rest)? {

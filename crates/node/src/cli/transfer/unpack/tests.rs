@@ -223,6 +223,17 @@ fn an_archive_that_fills_the_disk_is_stored_as_it_is() {
     let sent = Sent::of("bomb.gz", &archive);
     assert!(sent.is_kept(&archive), "{:?}", sent.kept);
 
+    // The library would keep such a name in memory.
+    let bytes = 200 << 20;
+    let mut named = header(EntryType::GNULongName, bytes);
+    named.set_cksum();
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(named.as_bytes()).expect("written");
+    std::io::copy(&mut std::io::repeat(b'x').take(bytes as u64), &mut encoder).expect("written");
+    let archive = encoder.finish().expect("an archive");
+    let sent = Sent::of("name.tgz", &archive);
+    assert!(sent.is_kept(&archive) && sent.kept[0].contains("headers"), "{:?}", sent.kept);
+
     let archive = tar_of(&[("a", &[1; 600]), ("b.gz", &gzip_of(&[2; 600]))]);
     let mut entries = Vec::new();
     let mut send = |entry| {
