@@ -110,7 +110,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("tar", &["node"]),
     ("zip", &["node"]),
     ("flate2", &["node"]),
-    ("zstd", &["objects", "gateway", "client", "fake-gateway"]),
+    ("zstd", &["objects", "replication", "gateway", "client", "fake-gateway"]),
     // Its registry is global, so only one crate accesses it.
     ("fail", &["failpoints"]),
 ];

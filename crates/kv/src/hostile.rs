@@ -45,7 +45,7 @@ fn answer() -> impl Strategy<Value = Answer> {
         (bytes(), testing::value(), extreme_u64(), option::of(extreme_u64()), extreme_u64()).prop_map(
             |(key, value, version, expires_at_ms, value_bytes)| Record {
                 key,
-                value: value.into(),
+                value,
                 version: Timestamp(version),
                 expires_at_ms,
                 value_bytes,

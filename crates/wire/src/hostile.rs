@@ -192,8 +192,13 @@ fn hostile_requests_and_responses_decode_within_proportional_memory() {
                 let failure = peer::Failure { code: 3, leader: number, now };
                 encode(&peer::Response { kind: Some(response::Kind::Failure(failure)), clock: number })
             }
-            3 => encode(&peer::ObjectsRequest { need: many.clone(), replica: 7, ask: many }),
-            4 => encode(&peer::ObjectsResponse { objects: many, missing: 3, held: payload, retry_ms: 1 }),
+            3 => encode(&peer::ObjectsRequest { need: many.clone(), replica: 7, ask: many, reads_packed: true }),
+            4 => {
+                let (packed, packed_lengths) = (payload.clone(), vec![7; 3]);
+                let (missing, retry_ms) = (3, 1);
+                let held = payload;
+                encode(&peer::ObjectsResponse { objects: many, missing, held, retry_ms, packed, packed_lengths })
+            }
             5 => encode(&peer::JoinRequest { token: text.clone(), csr: payload, name: text, ..Default::default() }),
             _ => {
                 let peers = vec![peer::Peer { node: number, quic: text }; 3];

@@ -426,7 +426,9 @@ fn count(request: &PullRequest, stored: &Stored) {
     match &stored.end {
         End::Gone => source_failed(request, "gone"),
         End::Bad => source_failed(request, "bad_object"),
-        End::Failed(PullError::Malformed(_) | PullError::Empty) => source_failed(request, "bad_answer"),
+        End::Failed(PullError::Malformed(_) | PullError::Packed | PullError::Empty) => {
+            source_failed(request, "bad_answer")
+        }
         End::Served | End::Busy { .. } | End::Failed(PullError::Engine(_)) => {}
     }
 }

@@ -11,6 +11,7 @@
 //! snapshot, has fetched nothing in vain.
 
 mod exchange;
+mod packed;
 mod supply;
 #[cfg(test)]
 mod tests;
@@ -103,6 +104,9 @@ pub enum PullError {
     /// The response does not parse.
     #[error("the peer's response does not parse")]
     Malformed(#[from] WireError),
+    /// It has a frame that is not one of the lengths that it says.
+    #[error("the objects in the peer's response do not decompress")]
+    Packed,
     /// The response has no object and names none as gone.
     #[error("the peer's response contains none of the requested objects")]
     Empty,
@@ -515,7 +519,9 @@ impl Pull {
                 self.failures += 1;
                 self.paused_until_ms = now_ms + backoff_ms(self.failures);
             }
-            End::Failed(PullError::Malformed(_) | PullError::Empty) => self.source_failed(now_ms, at),
+            End::Failed(PullError::Malformed(_) | PullError::Packed | PullError::Empty) => {
+                self.source_failed(now_ms, at)
+            }
         }
     }
 

@@ -812,4 +812,22 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-replication"),
         also: None,
     },
+    Fault {
+        name: "frames-as-long-as-they-are",
+        what: "a frame of objects is taken although it is not as long as it says",
+        file: "crates/replication/src/work/pull/packed.rs",
+        before: "    if plain.len() != total {\n        return None;\n    }\n",
+        after: "    if plain.len() != total {\n        plain = Bytes::from(vec![0; total]);\n    }\n",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
+    Fault {
+        name: "objects-travel-plain",
+        what: "objects are never compressed between nodes",
+        file: "crates/replication/src/work/pull/packed.rs",
+        before: "(frame.len() < plain.len() - plain.len() / 10).then",
+        after: "(frame.len() + plain.len() < plain.len() / 10).then",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
 ];

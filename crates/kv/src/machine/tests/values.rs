@@ -63,7 +63,7 @@ fn a_value_whose_entry_does_not_name_its_objects_is_refused() {
         (&Refs::NONE, Outcome::Refused(Refusal::UnnamedObjects)),
         (&without_one, Outcome::Refused(Refusal::UnnamedObjects)),
     ] {
-        assert_eq!(replica.apply_naming(1, &[command.clone()], &replica.records.clone(), named), [outcome]);
+        assert_eq!(replica.apply_naming(1, std::slice::from_ref(&command), &replica.records.clone(), named), [outcome]);
     }
     let outcomes = replica.apply_naming(1, &[command], &replica.records.clone(), &refs);
     assert!(matches!(outcomes[0], Outcome::Done { .. }));

@@ -8,7 +8,7 @@ use flotilla_types::{NodeId, ObjectId, ReplicaId};
 use flotilla_wire::{decode, encode, peer};
 
 use super::{
-    ASKED_MAX, PullBounds, PullError,
+    ASKED_MAX, PullBounds, PullError, packed,
     wanted::{self, NotAsSaid, Reuse, Wanted},
 };
 
@@ -104,7 +104,7 @@ impl PullRequest {
     pub fn encode(&self) -> Bytes {
         let ids = self.objects.iter().map(|id| Bytes::copy_from_slice(id.as_bytes())).collect();
         let (need, ask) = if self.asks { (Vec::new(), ids) } else { (ids, Vec::new()) };
-        encode(&peer::ObjectsRequest { need, replica: self.replica.0, ask })
+        encode(&peer::ObjectsRequest { need, replica: self.replica.0, ask, reads_packed: true })
     }
 
     /// Stores the objects of an answer after verifying their hashes, up to the first one that fails. Writes the
@@ -120,7 +120,7 @@ impl PullRequest {
             held: Vec::new(),
             end: End::Served,
         };
-        let answer: peer::ObjectsResponse = match decode(answer) {
+        let mut answer: peer::ObjectsResponse = match decode(answer) {
             Ok(answer) => answer,
             Err(error) => {
                 stored.end = End::Failed(error.into());
@@ -130,6 +130,13 @@ impl PullRequest {
         if self.asks {
             stored.held = held(&self.objects, &answer.held);
             return stored;
+        }
+        if !answer.packed.is_empty() {
+            let Some(objects) = packed::unpack(&answer.packed, &answer.packed_lengths) else {
+                stored.end = End::Failed(PullError::Packed);
+                return stored;
+            };
+            answer.objects = objects;
         }
         let mut needed = Vec::new();
         stored.end = self.end(&answer);
@@ -184,7 +191,7 @@ fn held(objects: &[ObjectId], bits: &[u8]) -> Vec<ObjectId> {
 /// A request that asks for no objects: it tells the leader that the replica still waits for its turn.
 #[must_use]
 pub fn waiting_request(replica: ReplicaId) -> Bytes {
-    encode(&peer::ObjectsRequest { need: Vec::new(), replica: replica.0, ask: Vec::new() })
+    encode(&peer::ObjectsRequest { need: Vec::new(), replica: replica.0, ask: Vec::new(), reads_packed: true })
 }
 
 /// The answer to a peer's request.
@@ -233,6 +240,12 @@ pub fn serve(engine: &dyn StateEngine, request: Bytes, bounds: PullBounds) -> Se
     }
     let replica = (request.replica != 0).then_some(ReplicaId(request.replica));
     let (complete, objects) = (response.missing == 0, response.objects.len());
+    if request.reads_packed
+        && let Some((frame, lengths)) = packed::pack(&response.objects)
+    {
+        (response.packed, response.packed_lengths) = (frame, lengths);
+        response.objects.clear();
+    }
     Served { complete, objects, bytes, response: encode(&response), replica, failure }
 }
 

@@ -587,3 +587,39 @@ fn a_snapshot_brings_what_its_records_refer_to() {
     target.install_snapshot(REPLICA, &snapshot).unwrap();
     assert_eq!(target.not_durable(&ids), []);
 }
+
+#[test]
+fn objects_travel_compressed_to_who_reads_that_and_plain_to_others() {
+    let source = MemoryEngine::default();
+    let object = |n: usize| Bytes::from(format!("{n} {}", "lorem ipsum ".repeat(300)));
+    let objects: Vec<_> = (0..4).map(object).collect();
+    for object in &objects {
+        source.import(ObjectId::of(object), object.clone(), &[]).unwrap();
+    }
+    let need = || objects.iter().map(|object| Bytes::copy_from_slice(ObjectId::of(object).as_bytes())).collect();
+    let response = |reads_packed| {
+        let request = flotilla_wire::peer::ObjectsRequest { need: need(), reads_packed, ..Default::default() };
+        let served = serve(&source, flotilla_wire::encode(&request), PullBounds::default());
+        assert_eq!((served.objects, served.complete), (4, true));
+        flotilla_wire::decode::<flotilla_wire::peer::ObjectsResponse>(served.response).unwrap()
+    };
+    let plain = response(false);
+    assert!(plain.objects == objects && plain.packed.is_empty());
+    let packed = response(true);
+    assert!(packed.objects.is_empty() && packed.packed.len() < objects[0].len());
+
+    // Both ways.
+    let refs: Vec<_> = objects.iter().map(|object| reference(object, 0)).collect();
+    let target = MemoryEngine::default();
+    assert_eq!(pull_refs(&target, &refs, &objects), (true, 4));
+    assert!(objects.iter().all(|object| target.object(ObjectId::of(object)).unwrap() == object));
+
+    // A frame that is not what is said of it is an answer of no use.
+    let order = PullOrder::of_refs(vec![LEADER], &refs, lists);
+    let mut pull = Pull::start(&MemoryEngine::default(), order, BOUNDS).unwrap();
+    let request = pull.next_request(0).unwrap();
+    let packed_lengths = vec![1; 4];
+    let spoilt = flotilla_wire::peer::ObjectsResponse { packed_lengths, ..packed };
+    let stored = request.store(&target, flotilla_wire::encode(&spoilt));
+    assert!(matches!(stored.end, End::Failed(PullError::Packed)) && stored.objects == 0);
+}

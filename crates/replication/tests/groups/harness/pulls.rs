@@ -150,7 +150,8 @@ impl World {
         }
         let now_us = self.now_us;
         let until_us = self.network.objects_until_us.entry(node.id).or_default();
-        let bytes = served.response.len() as u64;
+        // As without compression, with tag and length of each: what is fetched is counted so as well.
+        let bytes = served.response.len().max(served.bytes + 3 * served.objects) as u64;
         let takes_us = self.network.object_bytes_per_ms.map_or(0, |rate| bytes * 1_000 / rate);
         *until_us = (*until_us).max(now_us) + takes_us;
         let delay_us = *until_us - now_us + 300;
