@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use flotilla_api::{ProblemType, VALUE_BYTES_MAX};
+use flotilla_api::{LARGE_VALUE_BYTES_MAX, ProblemType};
 use flotilla_client::{ClientError, PutOptions};
 use flotilla_local_cluster::Cluster;
 use tokio::{
@@ -208,11 +208,11 @@ async fn requests_over_a_limit_get_a_typed_refusal() {
     assert_eq!(kind(put(vec![b'k'; 5_000], 1, "default").await), Some(ProblemType::KeySize));
     assert_eq!(kind(put(vec![b'k'; 4_096], 1, "default").await), None, "the longest key");
     assert_eq!(kind(put(vec![0xff; 4_096], 1, "default").await), None, "the longest key, percent-encoded");
-    assert_eq!(kind(put(b"k".to_vec(), VALUE_BYTES_MAX + 1, "default").await), Some(ProblemType::ValueTooLarge));
-    assert_eq!(kind(put(b"k".to_vec(), VALUE_BYTES_MAX, "default").await), None, "the longest value");
+    assert_eq!(kind(put(b"k".to_vec(), LARGE_VALUE_BYTES_MAX + 1, "default").await), Some(ProblemType::ValueTooLarge));
+    assert_eq!(kind(put(b"k".to_vec(), LARGE_VALUE_BYTES_MAX, "default").await), None, "the longest value");
     assert_eq!(kind(put(b"k".to_vec(), 1, "nowhere").await), Some(ProblemType::CollectionNotFound));
     assert_eq!(kind(client.get("nowhere", b"k").await.map(drop)), Some(ProblemType::CollectionNotFound));
     assert_eq!(kind(client.add("default", b"k", 1).await.map(drop)), Some(ProblemType::NotAnInteger));
     let found = client.get("default", b"k").await.expect("a read").expect("a record");
-    assert_eq!(found.value.len(), VALUE_BYTES_MAX);
+    assert_eq!(found.value.len(), LARGE_VALUE_BYTES_MAX);
 }
