@@ -189,8 +189,8 @@ async fn only_requests_that_no_web_page_can_send_change_anything() {
 async fn refusals_of_large_requests_reach_the_client() {
     let cluster = start(1).await;
     let node = cluster.node(1).expect("a node");
-    let value = vec![b'v'; 5 * MIB];
-    let head = format!("PUT /v1/kv/default/k HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", value.len());
+    let (announced, sent) = (65 * MIB, vec![b'v'; 5 * MIB]);
+    let head = format!("PUT /v1/kv/default/k HTTP/1.1\r\nhost: localhost\r\ncontent-length: {announced}\r\n\r\n");
     let mut stream = TcpStream::connect(node.http).await.expect("a connection");
     stream.write_all(head.as_bytes()).await.expect("sent");
     let mut answer = vec![0; 4_096];
@@ -200,9 +200,9 @@ async fn refusals_of_large_requests_reach_the_client() {
 
     for _ in 0..5 {
         let mut stream = TcpStream::connect(node.redis).await.expect("a connection");
-        let head = format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${}\r\n", value.len());
+        let head = format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${announced}\r\n");
         stream.write_all(head.as_bytes()).await.expect("sent");
-        stream.write_all(&value).await.expect("no reset while the client sends");
+        stream.write_all(&sent).await.expect("no reset while the client sends");
         let mut answer = Vec::new();
         timeout(WITHIN, stream.read_to_end(&mut answer)).await.expect("an end").expect("no reset");
         assert_eq!(String::from_utf8_lossy(&answer), "-ERR Protocol error: invalid bulk length\r\n");
