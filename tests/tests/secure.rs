@@ -69,7 +69,9 @@ fn allowed(method: &str, path: &str) -> Option<Vec<Role>> {
         | "/v1/cluster/audit"
         | "/v1/cluster/authority/rotate" => admin,
         path if path.starts_with("/v1/kv/") && reads => vec![Role::Reader, Role::Writer, Role::Admin],
+        path if path.starts_with("/v1/kv-objects/") => vec![Role::Reader, Role::Writer, Role::Admin],
         path if path.starts_with("/v1/kv/") || path == "/v1/batch" => vec![Role::Writer, Role::Admin],
+        path if path.starts_with("/v1/uploads/") => vec![Role::Writer, Role::Admin],
         "/v1/rpc" => Role::ALL.to_vec(),
         _ if reads => Role::ALL.to_vec(),
         _ => operators,
@@ -91,6 +93,7 @@ async fn without_the_right_that_the_table_says_nothing_answers() {
         for method in methods {
             // `99`: no such node; `nope`: no such collection, setting or shard.
             let concrete = path
+                .replace("{upload}/objects", "00000000000000aa/objects?collection=default")
                 .replace("{collection}", "default")
                 .replace("{id}", "99")
                 .replace("{name}", "nope")
@@ -241,14 +244,14 @@ async fn databases_are_closed(cluster: &Cluster, admin: &Client) {
 #[tokio::test]
 async fn refusals_of_large_requests_reach_the_client() {
     let cluster = start_secure(1, &[]).await;
-    let value = vec![b'v'; 5 << 20];
+    let (announced, sent) = (65 << 20, vec![b'v'; 5 << 20]);
     let (http, redis) = (cluster.node(1).expect("node 1").http, cluster.redis(1).expect("node 1"));
-    let put = format!("PUT /v1/kv/default/k HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", value.len());
-    let set = format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${}\r\n", value.len());
+    let put = format!("PUT /v1/kv/default/k HTTP/1.1\r\nhost: localhost\r\ncontent-length: {announced}\r\n\r\n");
+    let set = format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${announced}\r\n");
     for (at, head, refusal) in [(http, put, "HTTP/1.1 401"), (redis, set, "-ERR Protocol error: invalid bulk length")] {
         let mut connection = connect(&cluster, at).await;
         connection.write_all(head.as_bytes()).await.expect("sent");
-        connection.write_all(&value).await.expect("no reset while the client sends");
+        connection.write_all(&sent).await.expect("no reset while the client sends");
         connection.flush().await.expect("no reset while the client sends");
         let mut answer = Vec::new();
         connection.read_to_end(&mut answer).await.expect("an end, and no reset");
