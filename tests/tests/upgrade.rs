@@ -139,7 +139,7 @@ async fn a_rolling_upgrade_under_load_loses_no_write_and_shuts_out_old_binaries(
     restart(&mut cluster, &load, 1, Release::Old).await;
     restart(&mut cluster, &load, 1, Release::New).await;
     restart(&mut cluster, &load, 3, Release::New).await;
-    for next in [2, 3, 4] {
+    for next in [2, 3, 4, 5] {
         finish(&cluster, 1, next).await;
         wait_version(&cluster, &[1, 2, 3], next).await;
     }
