@@ -20,7 +20,7 @@ const GARBAGE: Holder = Holder::Upload(1 << 20);
 /// Bytes of an object that nobody needs: it fills a segment.
 const GARBAGE_BYTES: usize = 96 << 10;
 
-/// Runs the suite. `open` opens the same storage again; objects of at least [`GARBAGE_BYTES`] fill a segment of
+/// Runs the suite. `open` opens the same storage again; objects of at least 96 KiB fill a segment of
 /// it, and nothing that was here before keeps it from collecting.
 pub fn references(open: Open<'_>) {
     what_a_record_refers_to_lives_as_long_as_the_record(open);
