@@ -1,4 +1,4 @@
-//! `test`: every test by cargo-nextest, then the examples in documents, which nextest does not run.
+//! `test`: the examples in documents, which nextest does not run, then every test by cargo-nextest.
 //!
 //! The workspace is compiled once, with failpoints: tests over real processes run that build of the node too.
 
@@ -30,15 +30,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 fn run_parts(arguments: &Arguments, parts: &mut Parts) -> Result<()> {
     parts.time("compile", workspace::build_tests)?;
+    if arguments.nextest.is_empty() {
+        // First: they take seconds.
+        parts.time("examples", || workspace::run(cargo().args(["test", "--doc"]).args(TEST_BUILD)))?;
+    }
     parts.time("tests", || {
         let mut nextest = cargo();
         nextest.args(["nextest", "run", "--cargo-profile", "dev"]).args(TEST_BUILD).args(&arguments.nextest);
         workspace::run(&mut nextest)
-    })?;
-    if arguments.nextest.is_empty() {
-        parts.time("examples", || workspace::run(cargo().args(["test", "--doc"]).args(TEST_BUILD)))?;
-    }
-    Ok(())
+    })
 }
 
 /// How long each part took.
