@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_types::ObjectId;
-use flotilla_values::{Chunking, Cutter, ValueRef};
+use flotilla_values::{Chunking, ValueRef};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -220,15 +220,9 @@ impl State {
 
 /// A value in objects.
 pub(crate) fn cut(chunking: Chunking, value: &[u8]) -> (ValueRef, Vec<(ObjectId, Bytes)>) {
-    let mut cutter = Cutter::new(chunking, value.len() as u64);
-    let mut rest = value;
-    let mut objects = Vec::new();
-    while let Some(object) = cutter.push(&mut rest).expect("a value that is not too long") {
-        objects.push((object.id, object.bytes));
-    }
-    let finished = cutter.finish();
-    objects.extend(finished.objects.into_iter().map(|object| (object.id, object.bytes)));
-    (finished.value, objects)
+    let finished = flotilla_values::cut(value, chunking).expect("a value that is not too long");
+    let objects = finished.objects.into_iter().map(|object| (object.id, object.bytes));
+    (finished.value, objects.collect())
 }
 
 async fn accept(listener: TcpListener, state: Arc<Mutex<State>>, bytes: Arc<Counts>) {

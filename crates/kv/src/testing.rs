@@ -10,7 +10,7 @@ use flotilla_types::{
     Bucket, ClusterVersion, CollectionId, Epoch, KeyRange, LogIndex, RecordKey, Refs, SessionId, ShardDescriptor,
     ShardId, Term, Timestamp,
 };
-use flotilla_values::{Chunking, Cutter, ValueRef};
+use flotilla_values::{Chunking, ValueRef, cut};
 use proptest::prelude::*;
 
 use crate::{
@@ -224,9 +224,7 @@ fn some_value() -> impl Strategy<Value = Bytes> {
 pub(crate) fn large(chunks: usize) -> ValueRef {
     let chunking = Chunking::new(1 << 10, 2 << 10, 4 << 10).unwrap();
     let bytes: Vec<u8> = (0..chunks as u32 * 250).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
-    let (mut cutter, mut rest) = (Cutter::new(chunking, 1 << 20), &bytes[..]);
-    while cutter.push(&mut rest).unwrap().is_some() {}
-    cutter.finish().value
+    cut(&bytes, chunking).unwrap().value
 }
 
 /// Any value.

@@ -12,8 +12,8 @@ use flotilla_kv::{
 };
 use flotilla_replication::{Answer, CommandRefs, Input, ReplicaStatus, Request, Role};
 use flotilla_storage::{EngineError, ReadContext, StateEngine as _, StateMachine as _};
-use flotilla_types::{Holder, NodeId, ObjectId, ShardDescriptor, ShardId, Timestamp};
-use flotilla_values::{Chunking, Cutter, Finished, Object, Reader, Step, ValueRef, list_refs};
+use flotilla_types::{Holder, NodeId, ShardDescriptor, ShardId, Timestamp};
+use flotilla_values::{Chunking, Finished, Reader, Step, ValueRef, cut};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
 use crate::{
@@ -187,25 +187,11 @@ fn get(disk: &Disk, replica: &ReplicaStatus, key: &Bytes) -> Option<Value> {
 /// Stores a value, as a gateway does, held as an upload.
 fn store(disk: &Disk, number: u64, content: &[u8]) -> Result<ValueRef, EngineError> {
     let chunking = Chunking::new(1 << 10, 2 << 10, 4 << 10).expect("valid bounds");
-    let mut cutter = Cutter::new(chunking, content.len() as u64);
-    let (mut rest, mut objects) = (content, Vec::new());
-    while let Some(object) = cutter.push(&mut rest).expect("as long as it was said") {
-        objects.push(object);
-    }
-    let Finished { value, objects: last } = cutter.finish();
-    objects.extend(last);
-    let by_id: BTreeMap<ObjectId, Bytes> = objects.iter().map(|object| (object.id, object.bytes.clone())).collect();
-    let (mut queue, mut children) = (value.refs().to_vec(), BTreeMap::<ObjectId, Vec<ObjectId>>::new());
-    while let Some(reference) = queue.pop() {
-        if reference.height > 0 {
-            let below = list_refs(&reference, &by_id[&reference.id]).expect("its own list");
-            children.insert(reference.id, below.iter().map(|below| below.id).collect());
-            queue.extend(below);
-        }
-    }
+    let Finished { value, objects } = cut(content, chunking).expect("a short value");
     disk.hold(Holder::Upload(number), &value.refs().ids().collect::<Vec<_>>());
-    for Object { id, bytes, .. } in objects {
-        disk.import(id, bytes, children.get(&id).map_or(&[], Vec::as_slice))?;
+    for object in objects {
+        let children: Vec<_> = object.children().collect();
+        disk.import(object.id, object.bytes, &children)?;
     }
     disk.sync()?;
     Ok(value)

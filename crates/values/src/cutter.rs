@@ -35,7 +35,7 @@ pub enum ObjectKind {
 pub struct Finished {
     /// The value.
     pub value: ValueRef,
-    /// Its last objects: chunks of at most [`Chunking::max`] bytes together, and lists.
+    /// The objects that no push has returned: chunks of at most [`Chunking::max`] bytes together, and lists.
     pub objects: Vec<Object>,
 }
 
@@ -55,6 +55,21 @@ pub struct Cutter {
     list: ListBuilder,
     /// Objects that `push` has not returned yet: of one chunk, and of the nodes that end with it.
     ready: VecDeque<Object>,
+}
+
+/// Cuts a value that is in memory. The result has all its objects, children before their parents.
+///
+/// # Errors
+/// It is longer than [`Chunking::value_bytes_max`].
+pub fn cut(content: &[u8], chunking: Chunking) -> Result<Finished, TooLong> {
+    let mut cutter = Cutter::new(chunking, u64::MAX);
+    let (mut rest, mut objects) = (content, Vec::new());
+    while let Some(object) = cutter.push(&mut rest)? {
+        objects.push(object);
+    }
+    let finished = cutter.finish();
+    objects.extend(finished.objects);
+    Ok(Finished { value: finished.value, objects })
 }
 
 impl Object {

@@ -31,7 +31,7 @@ mod tests;
 
 pub use chunking::Chunking;
 pub use chunking_text::ChunkingTextError;
-pub use cutter::{Cutter, Finished, Object, ObjectKind};
+pub use cutter::{Cutter, Finished, Object, ObjectKind, cut};
 pub use difference::new_bytes;
 pub use error::{ChunkingError, FormatError, OutOfRange, TooLong, VerifyError};
 pub use list_node::{Level, ListNode, Part};

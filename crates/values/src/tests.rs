@@ -31,7 +31,8 @@ pub(crate) fn random(seed: u64, len: usize) -> Vec<u8> {
 
 /// All objects of a value, in the order in which the cutter returns them.
 pub(crate) fn cut(chunking: Chunking, content: &[u8]) -> (ValueRef, Vec<Object>) {
-    cut_in_pushes(chunking, content, std::iter::once(content.len()))
+    let Finished { value, objects } = crate::cut(content, chunking).unwrap();
+    (value, objects)
 }
 
 /// The same from pushes of these lengths, and a last one of the rest.

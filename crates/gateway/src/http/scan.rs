@@ -223,7 +223,7 @@ mod tests {
     use flotilla_api::ProblemType;
     use flotilla_kv::{Content, Value};
     use flotilla_types::{NodeId, ShardId, Timestamp};
-    use flotilla_values::{Chunking, Cutter};
+    use flotilla_values::{Chunking, cut};
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
@@ -352,10 +352,7 @@ mod tests {
     #[test]
     fn a_large_value_that_does_not_fit_ends_the_page_and_as_its_first_stays_a_reference() {
         let record = |bytes: u64| {
-            let mut cutter = Cutter::new(Chunking::default(), u64::MAX);
-            let mut content = &b"x"[..];
-            while cutter.push(&mut content).expect("no limit").is_some() {}
-            let content = Content::Large(cutter.finish().value);
+            let content = Content::Large(cut(b"x", Chunking::default()).expect("a short value").value);
             Found {
                 key: Bytes::from_static(b"k"),
                 value: Value { content, media_type: Bytes::new() },

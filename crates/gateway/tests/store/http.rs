@@ -12,7 +12,7 @@ use flotilla_gateway::{
     Pace, Security, serve,
 };
 use flotilla_types::{ObjectId, Role};
-use flotilla_values::{Chunking, Cutter, ListNode, Object, ObjectKind, ValueRef};
+use flotilla_values::{Chunking, Finished, ListNode, Object, ObjectKind, ValueRef};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -172,13 +172,8 @@ fn frames(objects: &[&Object]) -> Vec<u8> {
 }
 
 fn cut(content: &[u8], chunking: Chunking) -> (ValueRef, Vec<Object>) {
-    let (mut cutter, mut content, mut objects) = (Cutter::new(chunking, u64::MAX), content, Vec::new());
-    while let Some(object) = cutter.push(&mut content).expect("no limit") {
-        objects.push(object);
-    }
-    let finished = cutter.finish();
-    objects.extend(finished.objects);
-    (finished.value, objects)
+    let Finished { value, objects } = flotilla_values::cut(content, chunking).expect("not too long");
+    (value, objects)
 }
 
 fn refs(value: &ValueRef) -> Value {

@@ -16,10 +16,10 @@ use flotilla_state::{Engine, Options};
 use flotilla_storage::{MemoryEngine, MemoryLog, StateEngine, UploadError, ValueObjects, conformance::Referring};
 use flotilla_transport::{BoxFuture, Class, Config, Handler, PeerState, Transport};
 use flotilla_types::{
-    ClusterId, ClusterVersion, Epoch, Incarnation, KeyRange, NodeId, ObjectId, Refs, ReplicaDescriptor, ReplicaId,
-    ReplicaRole, ShardDescriptor, ShardId, Timestamp,
+    ClusterId, ClusterVersion, Epoch, Incarnation, KeyRange, NodeId, Refs, ReplicaDescriptor, ReplicaId, ReplicaRole,
+    ShardDescriptor, ShardId, Timestamp,
 };
-use flotilla_values::{Chunking, Cutter, Finished, ValueRef, list_refs};
+use flotilla_values::{Chunking, Finished, ValueRef, cut, list_refs};
 
 const SHARD: ShardId = ShardId(1);
 const NODES: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
@@ -98,22 +98,11 @@ async fn start<E: StateEngine + ValueObjects>(authority: &ClusterAuthority, id: 
 
 /// Stores a value as a gateway does, for an upload.
 fn upload(values: &dyn ValueObjects, upload: u64, content: &[u8]) -> ValueRef {
-    let mut cutter = Cutter::new(Chunking::default(), content.len() as u64);
-    let (mut rest, mut objects) = (content, Vec::new());
-    while let Some(object) = cutter.push(&mut rest).unwrap() {
-        objects.push(object);
-    }
-    let Finished { value, objects: last } = cutter.finish();
-    objects.extend(last);
+    let Finished { value, objects } = cut(content, Chunking::default()).unwrap();
     values.begin_upload(upload, TIMEOUT).unwrap();
-    let find = |id: ObjectId| objects.iter().find(|object| object.id == id).unwrap().bytes.clone();
-    let mut queue = value.refs().to_vec();
-    while let Some(reference) = queue.pop() {
-        let bytes = find(reference.id);
-        let below = if reference.height > 0 { list_refs(&reference, &bytes).unwrap() } else { Vec::new() };
-        let children: Vec<_> = below.iter().map(|below| below.id).collect();
-        values.store(upload, reference.id, bytes, &children).unwrap();
-        queue.extend(below);
+    for object in objects {
+        let children: Vec<_> = object.children().collect();
+        values.store(upload, object.id, object.bytes, &children).unwrap();
     }
     values.sync().unwrap();
     value

@@ -196,7 +196,7 @@ mod tests {
     use flotilla_hostile::{attack, mutated};
     use proptest::prelude::*;
 
-    use flotilla_values::{Chunking, Cutter};
+    use flotilla_values::{Chunking, cut};
 
     use super::{
         super::{memory::MemoryObjects, tests::content},
@@ -236,11 +236,8 @@ mod tests {
         let plain = async |objects: &[(FrameKind, &[u8])]| refused(&frames(objects), Encoding::Plain).await;
         assert_eq!(plain(&[(FrameKind::Absent, b"")]).await, FramesError::Kind);
         assert_eq!(plain(&[(FrameKind::List, b"x")]).await, FramesError::List(FormatError::NotAList));
-        let mut cutter = Cutter::new(Chunking::default(), u64::MAX);
-        let long = content(2 << 20);
-        let mut rest = &long[..];
-        while cutter.push(&mut rest).expect("no limit").is_some() {}
-        let root = cutter.finish().objects.pop().expect("a root").bytes;
+        let mut long = cut(&content(2 << 20), Chunking::default()).expect("not too long");
+        let root = long.objects.pop().expect("a root").bytes;
         assert_eq!(plain(&[(FrameKind::List, &root)]).await, FramesError::Kind);
         assert!(
             store(&frames(&[(FrameKind::Root, &root), (FrameKind::Chunk, &root)]), Encoding::Plain).await.0.is_ok()

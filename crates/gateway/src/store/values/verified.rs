@@ -42,15 +42,12 @@ fn name(value: &ValueRef, chunking: Chunking) -> ObjectId {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_values::Cutter;
+    use flotilla_values::cut;
 
     use super::*;
 
     fn value(content: &[u8]) -> ValueRef {
-        let mut cutter = Cutter::new(Chunking::default(), u64::MAX);
-        let mut content = content;
-        while cutter.push(&mut content).expect("no limit").is_some() {}
-        cutter.finish().value
+        cut(content, Chunking::default()).expect("a short value").value
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use flotilla_replication::{Answer, CommandRefs, Input, Request};
 use flotilla_storage::{StateEngine as _, conformance::Referring};
-use flotilla_types::{ClusterVersion, Holder, NodeId, ObjectId, Timestamp};
-use flotilla_values::{Chunking, Cutter, Finished, Object, Reader, Step, ValueRef};
+use flotilla_types::{ClusterVersion, Holder, NodeId, Timestamp};
+use flotilla_values::{Chunking, Finished, Reader, Step, ValueRef, cut};
 
 use super::{SHARD, World};
 
@@ -14,17 +14,11 @@ impl World {
     /// Stores a value on a node, as its gateway does. Returns its reference.
     pub(crate) fn upload(&mut self, node: NodeId, content: &[u8]) -> ValueRef {
         let engine = self.nodes[&node].engine.clone();
-        let mut cutter = Cutter::new(Chunking::new(1 << 10, 2 << 10, 4 << 10).unwrap(), content.len() as u64);
-        let (mut rest, mut objects) = (content, Vec::new());
-        while let Some(object) = cutter.push(&mut rest).unwrap() {
-            objects.push(object);
-        }
-        let Finished { value, objects: last } = cutter.finish();
-        objects.extend(last);
+        let Finished { value, objects } = cut(content, Chunking::new(1 << 10, 2 << 10, 4 << 10).unwrap()).unwrap();
         engine.hold(upload_of(&value), &value.refs().ids().collect::<Vec<_>>());
-        let lists: BTreeMap<ObjectId, Vec<ObjectId>> = lists_of(&value, &objects);
-        for Object { id, bytes, .. } in objects {
-            engine.import(id, bytes, lists.get(&id).map_or(&[], Vec::as_slice)).unwrap();
+        for object in objects {
+            let children: Vec<_> = object.children().collect();
+            engine.import(object.id, object.bytes, &children).unwrap();
         }
         engine.sync().unwrap();
         value
@@ -86,19 +80,4 @@ impl World {
 fn upload_of(value: &ValueRef) -> Holder {
     let [a, b, c, d, ..] = value.etag().0;
     Holder::Upload(u64::from(u32::from_be_bytes([a, b, c, d])))
-}
-
-/// The children of the lists of a value.
-fn lists_of(value: &ValueRef, objects: &[Object]) -> BTreeMap<ObjectId, Vec<ObjectId>> {
-    let by_id: BTreeMap<_, _> = objects.iter().map(|object| (object.id, object.bytes.clone())).collect();
-    let mut queue = value.refs().to_vec();
-    let mut lists = BTreeMap::new();
-    while let Some(reference) = queue.pop() {
-        if reference.height > 0 {
-            let below = flotilla_values::list_refs(&reference, &by_id[&reference.id]).unwrap();
-            lists.insert(reference.id, below.iter().map(|below| below.id).collect());
-            queue.extend(below);
-        }
-    }
-    lists
 }
