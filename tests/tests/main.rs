@@ -42,7 +42,6 @@ mod faults;
 mod forming;
 mod health;
 mod hostile;
-mod large_values;
 mod leaving;
 mod minority;
 mod moving;

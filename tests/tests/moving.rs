@@ -11,13 +11,9 @@ use flotilla_api::{NodeVerb, OperationInfo};
 use flotilla_client::PutOptions;
 use flotilla_local_cluster::{Cluster, ClusterOptions};
 use flotilla_types::{NodeId, OperationKind, ShardId};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::sleep,
-};
+use tokio::time::sleep;
 
-use flotilla_tests::support::{WITHIN, binary, client, eventually, status, wait_replicated};
+use flotilla_tests::support::{WITHIN, binary, client, eventually, metrics, status, wait_replicated};
 
 /// Size of the shard in MiB, unless `FLOTILLA_MOVED_MIB` says otherwise.
 const MIB: usize = 128;
@@ -51,16 +47,7 @@ fn key(number: usize) -> String {
 
 /// The counters of node `i`, and none while it does not answer.
 async fn counters(cluster: &Cluster, i: usize) -> BTreeMap<String, u64> {
-    let url = cluster.http(i).expect("a node");
-    let address = url.trim_start_matches("http://").to_owned();
-    let asked = async {
-        let mut stream = TcpStream::connect(&address).await?;
-        let request = format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.map(|_| answer)
-    };
-    let text: String = asked.await.unwrap_or_default();
+    let text = metrics(cluster, i).await.unwrap_or_default();
     let value = |line: &str| {
         let (name, value) = line.rsplit_once(' ')?;
         Some((name.to_owned(), value.parse::<f64>().ok()? as u64))

@@ -5,10 +5,9 @@ use std::{fs, os::unix::fs::FileExt, path::PathBuf, process::Command};
 use flotilla_api::{NodeState, ProblemType, ScrubReport, ScrubState, Verdict};
 use flotilla_client::PutOptions;
 use flotilla_local_cluster::Cluster;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use flotilla_tests::support::{
-    SMALL_LIMITS, Workload, binary, checkpoints, client, connect, eventually, start_with, status, wait_checkpoints,
+    SMALL_LIMITS, Workload, binary, checkpoints, client, eventually, metrics, start_with, status, wait_checkpoints,
     wait_replicated,
 };
 
@@ -84,16 +83,6 @@ async fn events_of(cluster: &Cluster, i: usize, kind: &str) -> usize {
     events.iter().filter(|event| event.kind == kind).count()
 }
 
-async fn metrics(cluster: &Cluster, i: usize) -> String {
-    let at = cluster.http(i).expect("a node").trim_start_matches("http://").parse().expect("an address");
-    let mut connection = connect(cluster, at).await;
-    let request = format!("GET /metrics HTTP/1.1\r\nhost: {at}\r\nconnection: close\r\n\r\n");
-    connection.write_all(request.as_bytes()).await.expect("a connection");
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).await.expect("an answer");
-    answer
-}
-
 async fn fill(cluster: &Cluster) {
     for key in 0..200_u32 {
         let value = vec![b'v'; 1_000].into();
@@ -124,12 +113,12 @@ async fn objects_that_rot_under_load_are_found_and_repaired_and_no_write_is_lost
     // What was damaged and is needed no more may be there still; what is needed is intact.
     let again = scrub(&cluster, 3, &["--now", "--wait"]);
     assert!(again.nodes.iter().all(|node| node.damaged.is_empty()), "{again:?}");
-    let metrics = metrics(&cluster, 2).await;
+    let counted = metrics(&cluster, 2).await.expect("an answer");
     for name in ["flotilla_scrub_bytes_total", "flotilla_scrub_objects_damaged_total"] {
-        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+        let value = counted.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
         assert!(value.is_some_and(|value| value > 0.0), "{name} is {value:?}");
     }
-    assert!(metrics.contains("flotilla_scrub_last_pass_timestamp_seconds"), "{metrics}");
+    assert!(counted.contains("flotilla_scrub_last_pass_timestamp_seconds"), "{counted}");
 }
 
 /// Two of three replicas of every shard are damaged at once: giving up both would cost the quorum.

@@ -1,15 +1,14 @@
 //! Large values: their objects travel once, every replica has them, crashes lose none, and their space comes back.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path};
 
 use bytes::Bytes;
 use flotilla_client::{Client, PutOptions};
 use flotilla_local_cluster::Cluster;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use flotilla_tests::support::{
-    Mode, SMALL_LIMITS, client, connect, eventually, start_in, start_with, wait_caught_up, wait_replicated,
+    Mode, SMALL_LIMITS, client, eventually, metrics, start, start_in, start_with, wait_caught_up, wait_replicated,
 };
 
 const MIB: usize = 1 << 20;
@@ -36,15 +35,7 @@ async fn assert_serves(cluster: &Cluster, i: usize, key: &str, content: &[u8]) {
 async fn sum(cluster: &Cluster, name: &str) -> u64 {
     let mut sum = 0;
     for i in 1..=cluster.len() {
-        let at = cluster.http(i).expect("a node");
-        let at = at.split("//").last().expect("an address").parse().expect("an address");
-        let mut connection = connect(cluster, at).await;
-        let key = cluster.credentials().admin_key().expect("the files of a running cluster");
-        let key = key.map(|key| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
-        let request = format!("GET /metrics HTTP/1.1\r\nhost: {at}\r\n{key}connection: close\r\n\r\n");
-        connection.write_all(request.as_bytes()).await.expect("a connection");
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer).await.expect("an answer");
+        let answer = metrics(cluster, i).await.expect("an answer");
         let values = answer.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next());
         sum += values.filter_map(|value| value.parse::<f64>().ok()).sum::<f64>() as u64;
     }
@@ -155,9 +146,9 @@ async fn the_space_of_values_that_were_overwritten_comes_back() {
         for n in 0..50 {
             put(&client(&cluster, 1), &format!("small {n}"), &[b'x'; 500]).await;
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let used: Vec<_> =
-            (1..=3).map(|i| bytes_below(&cluster.node(i).expect("a node").data_dir.join("objects"))).collect();
+        let objects = |i| cluster.node(i).expect("a node").data_dir.join("state/objects");
+        let used: Vec<_> = (1..=3).map(|i| bytes_below(&objects(i))).collect();
+        assert!(used.iter().all(|used| *used > bytes as u64), "the value is somewhere: {used:?} bytes");
         // The value, what is not collected yet, and a segment that is being written.
         if used.iter().all(|used| *used < 10 * bytes as u64) { Ok(()) } else { Err(format!("{used:?} bytes")) }
     })
@@ -165,4 +156,34 @@ async fn the_space_of_values_that_were_overwritten_comes_back() {
     for i in 1..=3 {
         assert_serves(&cluster, i, "same", &last).await;
     }
+}
+
+/// Asserts that every node serves these values.
+async fn assert_all_serve(cluster: &Cluster, values: &[(&str, Vec<u8>)]) {
+    for i in 1..=cluster.len() {
+        for (key, content) in values {
+            assert_serves(cluster, i, key, content).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn large_values_are_written_and_read_through_every_node_also_after_all_were_killed() {
+    let nodes = 5;
+    let mut cluster = start(nodes).await;
+    let values = [("a", 5_000), ("b", 300_000), ("c", 9 * MIB), ("d", MIB), ("e", 70_000)];
+    let values = values.map(|(key, bytes)| (key, content(1, bytes)));
+    // Through each node: those without a replica of the shard hand the objects on.
+    for (i, (key, value)) in (1..=nodes).zip(&values) {
+        put(&client(&cluster, i), key, value).await;
+    }
+    assert_all_serve(&cluster, &values).await;
+    for i in 1..=nodes {
+        cluster.kill(i).expect("a running node");
+    }
+    for i in 1..=nodes {
+        cluster.start_node(i).await.expect("a start on its data");
+    }
+    cluster.wait_ready().await.expect("a ready cluster");
+    assert_all_serve(&cluster, &values).await;
 }

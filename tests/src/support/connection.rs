@@ -1,6 +1,6 @@
 //! Connections to client ports below the protocols.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use flotilla_local_cluster::Cluster;
 use tokio::{
@@ -24,9 +24,17 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 /// Connects to a client port of the cluster, as the cluster serves its clients.
 pub async fn connect(cluster: &Cluster, at: SocketAddr) -> Box<dyn Connection> {
+    try_connect(cluster, at).await.expect("a connection")
+}
+
+/// The same, for a node that may not accept any.
+///
+/// # Errors
+/// It does not, and the cluster is not secure.
+pub async fn try_connect(cluster: &Cluster, at: SocketAddr) -> io::Result<Box<dyn Connection>> {
     match cluster.credentials().ca() {
-        Some(_) => Box::new(connect_tls(cluster, at).await),
-        None => Box::new(TcpStream::connect(at).await.expect("a connection")),
+        Some(_) => Ok(Box::new(connect_tls(cluster, at).await)),
+        None => Ok(Box::new(TcpStream::connect(at).await?)),
     }
 }
 

@@ -16,9 +16,12 @@ use std::{
 use flotilla_api::ClusterStatus;
 use flotilla_client::Client;
 use flotilla_local_cluster::{Cluster, ClusterOptions, built_binary};
-use tokio::time::sleep;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::sleep,
+};
 
-pub use connection::{Connection, connect, connect_tls};
+pub use connection::{Connection, connect, connect_tls, try_connect};
 pub use shape::{
     applied, checkpoints, led_shards, replicas_of, wait_caught_up, wait_checkpoints, wait_liveness, wait_replicated,
 };
@@ -96,6 +99,22 @@ pub async fn status(cluster: &Cluster, i: usize) -> ClusterStatus {
 pub fn log(cluster: &Cluster, i: usize) -> String {
     let bytes = std::fs::read(cluster.log(i).expect("a node of the cluster")).expect("a log");
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The metrics of node `i`, as the admin sees them.
+///
+/// # Errors
+/// The node does not answer.
+pub async fn metrics(cluster: &Cluster, i: usize) -> std::io::Result<String> {
+    let at = cluster.node(i).expect("a node of the cluster").http;
+    let key = cluster.credentials().admin_key()?;
+    let key = key.map(|key| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
+    let mut connection = try_connect(cluster, at).await?;
+    let request = format!("GET /metrics HTTP/1.1\r\nhost: {at}\r\n{key}connection: close\r\n\r\n");
+    connection.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await?;
+    Ok(answer)
 }
 
 /// Polls until `check` succeeds, for at most [`WITHIN`]. Its error says what is missing.
