@@ -20,13 +20,23 @@ pub(super) fn pack(objects: &[Bytes]) -> Option<(Bytes, Vec<u32>)> {
     if !(PLAIN_BYTES_MIN..=PLAIN_BYTES_MAX).contains(&bytes) {
         return None;
     }
-    let plain = objects.concat();
     if bytes > 2 * PROBE_BYTES {
         // From the middle: an archive may begin with a list of names.
-        let middle = (bytes - PROBE_BYTES) / 2;
-        shortened(&plain[middle..middle + PROBE_BYTES])?;
+        shortened(&part(objects, (bytes - PROBE_BYTES) / 2, PROBE_BYTES))?;
     }
-    Some((shortened(&plain)?, lengths))
+    Some((shortened(&objects.concat())?, lengths))
+}
+
+/// The `length` bytes from `from` on of all objects together.
+fn part(objects: &[Bytes], mut from: usize, length: usize) -> Vec<u8> {
+    let mut part = Vec::with_capacity(length);
+    for object in objects {
+        let skipped = from.min(object.len());
+        from -= skipped;
+        let end = object.len().min(skipped + length - part.len());
+        part.extend_from_slice(&object[skipped..end]);
+    }
+    part
 }
 
 fn shortened(plain: &[u8]) -> Option<Bytes> {
@@ -64,6 +74,17 @@ mod tests {
         let (frame, lengths) = pack(&objects).unwrap();
         assert!(frame.len() < 5_000 && lengths == [3_000, 0, 40_000, 1]);
         assert_eq!(unpack(&frame, &lengths).unwrap(), objects);
+    }
+
+    #[test]
+    fn a_probe_is_a_part_of_all_objects_together() {
+        let objects = [text(1, 5), Bytes::new(), text(2, 7), text(3, 9)];
+        let whole = objects.concat();
+        for from in 0..whole.len() {
+            for length in 0..=whole.len() - from {
+                assert_eq!(part(&objects, from, length), whole[from..from + length]);
+            }
+        }
     }
 
     #[test]
