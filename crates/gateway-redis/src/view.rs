@@ -140,8 +140,8 @@ impl View {
         self.record(key).map_or(&[], |record| record.content.bytes())
     }
 
-    /// The keys under which large values were found whose bytes were needed. If there are any, the evaluation has to be repeated on a view
-    /// that has them.
+    /// The keys under which large values were found whose bytes were needed. If there are any, the evaluation has
+    /// to be repeated on a view that has them.
     pub(crate) fn wanted(&self) -> BTreeSet<Bytes> {
         self.wanted.lock().clone()
     }
@@ -363,7 +363,7 @@ mod tests {
         *,
     };
 
-    use flotilla_values::{Chunking, Cutter};
+    use flotilla_values::{Chunking, cut};
 
     const NOW_MS: u64 = 1_000;
 
@@ -403,9 +403,7 @@ mod tests {
 
     /// A view with a large value under `l`, without its bytes.
     fn with_large() -> (View, ValueRef) {
-        let mut cutter = Cutter::new(Chunking::default(), u64::MAX);
-        while cutter.push(&mut &b"large"[..]).expect("no limit").is_some() {}
-        let value = cutter.finish().value;
+        let value = cut(b"large", Chunking::default()).expect("a short value").value;
         let (key, mut record) = found("l", b"", Some(5_000));
         if let Some(record) = &mut record {
             record.value =

@@ -1,9 +1,10 @@
 //! The table of contents at the end of a closed segment: [`open`](crate::ObjectStore::open) reads it instead
 //! of every record.
 //!
-//! It lists the segment's objects (id 32 bytes, offset of the payload u64, length u32, in format 3 the length
-//! of the plain bytes u32, number of children u32, ids of the children), by offset. A trailer of 48 bytes follows: `FLOTEND\0`, the segment's nonce,
-//! offset of the table u64, number of objects u32, check of the table 16 bytes, check u32.
+//! It lists the segment's objects (id 32 bytes, offset of the payload u64, length u32, in format 3 the length of
+//! the plain bytes u32, number of children u32, ids of the children), by offset. A trailer of 48 bytes follows:
+//! `FLOTEND\0`, the segment's nonce, offset of the table u64, number of objects u32, check of the table 16 bytes,
+//! check u32.
 //!
 //! It is optional. It is written after the sync of the records that it lists, so that a table that is whole
 //! speaks of durable objects. Whatever is wrong with it, the segment is scanned instead; what a table claims

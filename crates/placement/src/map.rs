@@ -46,6 +46,8 @@ impl Collection {
     /// [`Self::objects_from`] of a collection for which nothing else was said. Records of the metadata rely on it:
     /// to change it takes a cluster version.
     pub const OBJECTS_FROM_DEFAULT: u32 = 4 << 10;
+    /// No collection makes objects of values up to this length, bytes: references would outweigh what they name.
+    pub const OBJECTS_FROM_MIN: u32 = 1 << 10;
 
     /// The record key under which a user's key is stored.
     #[must_use]

@@ -612,9 +612,9 @@ fn add_flaw(writes: &mut WriteSet) {
     }
 }
 
-/// Reports that a replica failed: it is abandoned or waits for an upgrade, or the node ends. The apply thread can wait for nothing,
-/// so what could be retried elsewhere ends the node here. An entry must not be applied twice anyway: the
-/// state machine may have changed before it met the error.
+/// Reports that a replica failed: it is abandoned or waits for an upgrade, or the node ends. The apply thread can
+/// wait for nothing, so what could be retried elsewhere ends the node here. An entry must not be applied twice
+/// anyway: the state machine may have changed before it met the error.
 ///
 /// One that has met known damage is not abandoned. It applies nothing more, and votes and stores entries until it
 /// is replaced: a group with damage on several nodes keeps its quorum.

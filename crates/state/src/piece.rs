@@ -1,12 +1,13 @@
 //! The format of objects that hold records: pieces of runs, and chunks of the base. A piece is a sorted block
 //! of records.
 //!
-//! A piece is a 12-byte header (`FLPC`, version u16, kind u8, zero u8, count u32) and `count` records: key
-//! length u32, value length u32 (all ones for a deletion), key, value. In version 2 the piece's index follows
-//! as a [footer]. In version 3 bit 31 of a value's length says that the record refers to objects: the references
-//! are behind the value. A piece has that version if and only if a record does. Integers are little-endian; keys ascend strictly. There is no checksum: the object's id is
-//! one. A piece is a function of its version, kind and records, so that equal records have equal ids on all
-//! machines. Pieces come from peers and disks, so the reader checks every length.
+//! A piece is a 12-byte header (`FLPC`, version u16, kind u8, zero u8, count u32) and `count` records: key length
+//! u32, value length u32 (all ones for a deletion), key, value. In version 2 the piece's index follows as a
+//! [footer]. In version 3 bit 31 of a value's length says that the record refers to objects: the references are
+//! behind the value. A piece has that version if and only if a record does. Integers are little-endian; keys ascend
+//! strictly. There is no checksum: the object's id is one. A piece is a function of its version, kind and records,
+//! so that equal records have equal ids on all machines. Pieces come from peers and disks, so the reader checks
+//! every length.
 
 mod filter;
 pub(crate) mod footer;

@@ -22,7 +22,7 @@ pub use descriptors::{DescriptorHistory, Observed, Observer};
 pub use folds::folds;
 pub use log::log;
 pub use references::references;
-pub use referring::{Referring, WithoutReferring};
+pub use referring::Referring;
 pub use scrub::scrub;
 pub use state_engine::state_engine;
 pub use value_objects::value_objects;

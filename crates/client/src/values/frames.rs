@@ -6,7 +6,7 @@ use flotilla_values::{Kind, Level};
 
 /// The level of compression: more costs more time than it saves on a fast network.
 const ZSTD_LEVEL: i32 = 3;
-/// A body is compressed if that saves at least one byte in so many.
+/// A body is sent compressed if that saves at least one byte in this number.
 const SAVES_ONE_IN: usize = 16;
 
 pub(super) fn kind(kind: Kind) -> FrameKind {

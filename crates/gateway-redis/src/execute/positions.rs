@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flotilla_api::Sharding;
-use flotilla_gateway::{Consistency, StoreError};
+use flotilla_gateway::StoreError;
 use flotilla_kv::{Action, Expiry};
 
 use crate::{clock, keyspace::create, plan::operation, server::Shared};
@@ -55,8 +55,7 @@ pub(super) async fn position_of(shared: &Shared, cursor: u64, deadline: Instant)
     if known.is_some() || !shared.store.has_collection(COLLECTION, deadline).await? {
         return Ok(known);
     }
-    let found = shared.store.get(COLLECTION, vec![key_of(cursor)], true, Consistency::Strong, deadline).await?;
-    let Some(found) = found.into_iter().next().flatten() else { return Ok(None) };
+    let Some(found) = shared.store.get_one(COLLECTION, key_of(cursor), deadline).await? else { return Ok(None) };
     let found = shared.store.with_content(COLLECTION, found, false, deadline).await?;
     Ok(found.and_then(|found| found.value.into_inline().ok()))
 }

@@ -27,7 +27,7 @@ use super::{
     routes, scan, unix_ms,
     values::{self, ArrivedValue},
 };
-use crate::{Consistency, Found, Right, StoreError, Written, store::Opened};
+use crate::{Found, Right, StoreError, Written, store::Opened};
 
 /// How often a write with entity tags reads the record, if it changes meanwhile.
 const TAG_READS_MAX: usize = 4;
@@ -144,9 +144,7 @@ async fn write_if(
     let mut reads = 0;
     loop {
         let room = client.expect_answer(deadline).await?;
-        let keys = vec![operation.key.clone()];
-        let found = app.store.get(collection, keys, true, Consistency::Strong, deadline.into_std()).await?;
-        let found = found.into_iter().next().flatten();
+        let found = app.store.get_one(collection, operation.key.clone(), deadline.into_std()).await?;
         let (version, tag) =
             (found.as_ref().map(|found| found.version), found.map(|found| EntityTag::of(&found.value)));
         drop(room);

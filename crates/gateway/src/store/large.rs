@@ -12,7 +12,7 @@ use flotilla_values::{Chunking, Cutter, Reader, Slice, Step, ValueRef};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    Consistency, Found, Store, StoreError, Written, collection_of,
+    Found, Store, StoreError, Written, collection_of,
     values::{Hold, ValueReader, ValueWriter, Values, failed},
 };
 
@@ -95,9 +95,7 @@ impl Store {
         match self.open_value(value, found.shard, range, deadline).await {
             Ok(reader) => Ok(Opened::Part(reader)),
             Err(StoreError::ObjectsMissing { .. }) => {
-                let key = vec![found.key.clone()];
-                let now = self.get(collection, key, true, Consistency::Strong, deadline).await?;
-                match now.into_iter().next().flatten() {
+                match self.get_one(collection, found.key.clone(), deadline).await? {
                     Some(now) if now.version == found.version => Err(StoreError::ObjectsUnavailable),
                     now => Ok(Opened::Changed(now)),
                 }
@@ -247,9 +245,9 @@ impl Store {
                 Ok(bytes) => bytes,
                 Err(StoreError::ObjectsMissing { .. }) if is_of_snapshot => break,
                 Err(StoreError::ObjectsMissing { .. }) => {
-                    let key = vec![found.key.clone()];
-                    let now = self.get(collection, key, true, Consistency::Strong, deadline).await?;
-                    let Some(now) = now.into_iter().next().flatten() else { return Ok(None) };
+                    let Some(now) = self.get_one(collection, found.key.clone(), deadline).await? else {
+                        return Ok(None);
+                    };
                     if now.version == found.version {
                         break;
                     }
@@ -351,8 +349,7 @@ impl Store {
         deadline: Instant,
     ) -> Result<(), StoreError> {
         let key = whole.operations[index].key.clone();
-        let found = self.get(collection, vec![key.clone()], true, Consistency::Strong, deadline).await?;
-        let found = found.into_iter().next().flatten();
+        let found = self.get_one(collection, key.clone(), deadline).await?;
         let length = found.as_ref().map_or(0, |found| found.value_bytes) + appended.len() as u64;
         if length > LARGE_VALUE_BYTES_MAX as u64 {
             return Err(StoreError::ValueTooLarge { limit_bytes: LARGE_VALUE_BYTES_MAX as u64 });

@@ -12,7 +12,7 @@ use flotilla_types::{NodeId, ObjectId, ObjectRef, Refs};
 use flotilla_values::{Need, Plan, ValueRef};
 
 use super::{
-    Consistency, Store, StoreError,
+    Store, StoreError,
     values::{Encoding, HOLD_TIME, Hold, UPLOAD_TIME, Values, failed, frame_bytes},
 };
 
@@ -105,8 +105,7 @@ impl Store {
     ) -> Result<Option<RecordObjects>, StoreError> {
         let mut version = None;
         for _ in 0..TRIES_MAX {
-            let found = self.get(collection, vec![key.clone()], true, Consistency::Strong, deadline).await?;
-            let Some(found) = found.into_iter().next().flatten() else { return Ok(None) };
+            let Some(found) = self.get_one(collection, key.clone(), deadline).await? else { return Ok(None) };
             let Content::Large(value) = &found.value.content else {
                 let objects = ids.iter().map(|_| None).collect();
                 return Ok(Some(RecordObjects { hold: None, objects, encoding }));

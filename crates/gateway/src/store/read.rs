@@ -53,6 +53,12 @@ impl Store {
         found.ok_or(UNEXPECTED_ANSWER)
     }
 
+    /// Reads one record, with its value.
+    pub async fn get_one(&self, collection: &str, key: Bytes, deadline: Instant) -> Result<Option<Found>, StoreError> {
+        let found = self.get(collection, vec![key], true, Consistency::Strong, deadline).await?;
+        Ok(found.into_iter().next().flatten())
+    }
+
     /// As [`get`](Self::get) with values, but `None` if those of one shard are too large for one of its
     /// answers: a caller that holds them all should know their sizes first.
     pub async fn get_if_small(

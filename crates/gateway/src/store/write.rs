@@ -13,7 +13,7 @@ use flotilla_kv::{
     Action, Command, Condition, OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES, Operation, Otherwise, Outcome, Refusal,
     decode_outcome, encode_command,
 };
-use flotilla_placement::ShardMap;
+use flotilla_placement::{Collection, ShardMap};
 use flotilla_route::Route;
 use flotilla_types::ShardId;
 use flotilla_values::ValueRef;
@@ -64,7 +64,8 @@ impl Store {
         mut operations: Vec<Operation>,
         deadline: Instant,
     ) -> Result<Written, StoreError> {
-        let rules = self.value_rules(collection)?;
+        // Most writes: whatever the collection says of long values, none of these is one.
+        let rules = if operations.iter().all(is_short) { None } else { self.value_rules(collection)? };
         check_limits(&conditions, &operations, rules)?;
         let Some(rules) = rules else { return self.write_stored(collection, conditions, operations, deadline).await };
         let appended = operations.iter().filter_map(|operation| match &operation.action {
@@ -347,6 +348,17 @@ fn attempt_of(outcome: Outcome, shard: ShardId, earlier: Earlier) -> Result<Atte
         }
     };
     Err(if is_remembered { error } else { in_doubt(earlier, shard, error) })
+}
+
+/// Whether an operation leaves no value that may be long, in any collection.
+fn is_short(operation: &Operation) -> bool {
+    match &operation.action {
+        Action::Put { value, .. } => {
+            value.inline().is_some_and(|bytes| bytes.len() <= Collection::OBJECTS_FROM_MIN as usize)
+        }
+        Action::Append { .. } => false,
+        Action::Delete { .. } | Action::Add { .. } | Action::Expire { .. } => true,
+    }
 }
 
 /// Whether an operation may share its command with those of other callers. One that is refused when its

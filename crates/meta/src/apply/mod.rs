@@ -13,6 +13,7 @@ mod tests;
 mod versions;
 
 use bytes::Bytes;
+use flotilla_placement::Collection;
 use flotilla_types::{LogIndex, NodeId, Timestamp};
 
 use crate::{CodecError, Limit, MetaCommand, MetaRefusal, MetaReply, MetaState, Setting};
@@ -37,7 +38,7 @@ pub const AUTHORITY_BYTES_MAX: usize = 4_096;
 pub const COLLECTIONS_MAX: usize = 1_000;
 /// The least length, in bytes, up to which a collection keeps values in its records: below it, references outweigh
 /// what they name.
-pub const OBJECTS_FROM_MIN: u32 = 1 << 10;
+pub const OBJECTS_FROM_MIN: u32 = Collection::OBJECTS_FROM_MIN;
 /// The greatest such length: what a record may have of a value.
 pub const OBJECTS_FROM_MAX: u32 = 4 << 20;
 /// Bytes of a value that every chunking must be able to cut.

@@ -260,8 +260,8 @@ impl<T> Replica<T> {
         self.leads() && self.applied >= self.first_of_term
     }
 
-    /// Takes the commands of the next entry off the queue. Those that expired, or were routed by a range that has changed since, are answered
-    /// instead.
+    /// Takes the commands of the next entry off the queue. Those that expired, or were routed by a range that has
+    /// changed since, are answered instead.
     pub(super) fn take_batch(&mut self, config: &HostConfig, now_ms: u64, effects: &mut Effects<T>) -> NextBatch<T> {
         let mut batch = NextBatch::default();
         let mut bytes = 0;

@@ -3,9 +3,10 @@
 //!
 //! What an object needs is known once it is here, so that a pull fetches manifests first, then their pieces, then
 //! what the records refer to; or lists before what they list. The first source is said to hold all of them. The
-//! others, nodes with a replica of the shard, are asked which of them they hold, and become sources for those. Each source has a few requests in flight and gets the next
-//! objects when it has answered: a slow one gets fewer, one that fails pauses, and the pull goes on as long as
-//! some source holds what is missing. No object is requested again unless a request for it has failed.
+//! others, nodes with a replica of the shard, are asked which of them they hold, and become sources for those. Each
+//! source has a few requests in flight and gets the next objects when it has answered: a slow one gets fewer, one
+//! that fails pauses, and the pull goes on as long as some source holds what is missing. No object is requested
+//! again unless a request for it has failed.
 //!
 //! What a pull has stored is held for whom it is for, so a pull that ends early, or is replaced by one for a newer
 //! snapshot, has fetched nothing in vain.

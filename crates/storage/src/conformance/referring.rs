@@ -22,7 +22,7 @@ const COLLECTION: CollectionId = CollectionId(CollectionId::INTERNAL.0 - 1);
 pub struct Referring(Box<dyn StateMachine>);
 
 /// Records without those that refer to objects.
-pub struct WithoutReferring<'a>(pub &'a dyn StateReader);
+struct WithoutReferring<'a>(&'a dyn StateReader);
 
 impl Referring {
     /// Adds such commands to a machine.

@@ -1,9 +1,9 @@
 //! `kv import` and `kv export`: bulk transfers with a report of every refused record.
 //!
 //! Of large values only those parts travel that the other side lacks. An import has at most `--jobs` records under
-//! way, of which it holds 1 MiB each in memory at most, and the batches that are being sent. Refused records are counted and listed, and make the
-//! exit code 1. A repeated import skips records that exist already. If the cluster stays unavailable, the
-//! transfer stops instead of failing record by record.
+//! way, of which it holds 1 MiB each in memory at most, and the batches that are being sent. Refused records are
+//! counted and listed, and make the exit code 1. A repeated import skips records that exist already. If the cluster
+//! stays unavailable, the transfer stops instead of failing record by record.
 
 mod cache;
 mod export;
