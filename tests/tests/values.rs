@@ -1,8 +1,13 @@
 //! Large values: their objects travel once, every replica has them, crashes lose none, and their space comes back.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
+use flotilla_api::{CreateCollection, Sharding};
 use flotilla_client::{Client, PutOptions};
 use flotilla_local_cluster::Cluster;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
@@ -18,6 +23,19 @@ fn content(seed: u64, bytes: usize) -> Vec<u8> {
     let mut content = vec![0; bytes];
     SmallRng::seed_from_u64(seed).fill(&mut content[..]);
     content
+}
+
+/// A collection of one shard.
+fn one_shard(name: &str) -> CreateCollection {
+    CreateCollection {
+        name: name.to_owned(),
+        sharding: Sharding::Hash,
+        buckets: Some(1),
+        shards: Some(1),
+        replicas: Some(3),
+        objects_from: None,
+        chunk: None,
+    }
 }
 
 async fn put(client: &Client, key: &str, content: &[u8]) {
@@ -72,6 +90,31 @@ async fn a_value_travels_once(mode: Mode) {
     }
 }
 in_both_modes!(a_value_travels_once);
+
+/// The nodes receive 1 MiB per second. A write to the same shard is acknowledged in its order, but waits for no bytes.
+#[tokio::test]
+async fn small_writes_do_not_wait_for_the_bytes_of_a_large_value() {
+    let cluster = start(3).await;
+    let upload = client(&cluster, 1);
+    upload.create_collection(&one_shard("one")).await.expect("a collection");
+    upload.put_setting("transfer_bytes_per_second", MIB as u64).await.expect("a setting");
+    let large = tokio::spawn(async move {
+        let (value, options) = (content(11, 6 * MIB), PutOptions::default());
+        upload.put("one", b"large", value.into(), &options).await
+    });
+    let other = client(&cluster, 2);
+    let (mut small, mut slowest) = (0, Duration::ZERO);
+    while !large.is_finished() {
+        let begin = Instant::now();
+        let key = format!("small{small}");
+        other.put("one", key.as_bytes(), "x".into(), &PutOptions::default()).await.expect("a put");
+        (small, slowest) = (small + 1, slowest.max(begin.elapsed()));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    large.await.expect("a task").expect("a put");
+    // The large one takes six seconds.
+    assert!(small > 20 && slowest < Duration::from_secs(3), "{small} small writes, one of them in {slowest:?}");
+}
 
 /// Writers go on while each node in turn is killed: the one that they write through, those that fetch, and the leaders.
 #[tokio::test]

@@ -34,7 +34,7 @@ pub use topology::Topology;
 
 pub use flotilla_membership::{Config as MembershipConfig, NodeState as MemberState};
 pub use flotilla_replication::clock;
-pub use flotilla_replication::{FetchError, PinId, PinnedQuery};
+pub use flotilla_replication::{FetchError, PinId, PinnedQuery, Workers};
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

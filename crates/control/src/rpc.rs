@@ -97,6 +97,11 @@ impl RpcServer {
                 let traffic = core::encode_traffic(&self.host.value_traffic());
                 Ok(Answered { payload: traffic, clock: Timestamp::ZERO })
             }
+            PeerRequest::Prefetch { refs, timeout_ms } => {
+                let fetched = self.host.prefetch(&refs, from, Duration::from_millis(timeout_ms.into())).await;
+                fetched.map_err(|_| RequestError::ObjectsMissing)?;
+                Ok(Answered { payload: Bytes::new(), clock: Timestamp::ZERO })
+            }
             PeerRequest::RotateAuthority { timeout_ms } => {
                 let rotated = self.authority.rotate(Duration::from_millis(timeout_ms.into())).await;
                 tracing::info!(%from, ?rotated, "a node asked for a rotation of the authority");

@@ -10,8 +10,8 @@ use flotilla_replication::{
 };
 use flotilla_route::Heard;
 use flotilla_transport::{CallError, Class, NotSent, Transport};
-use flotilla_types::{NodeId, Refs, ReplicaId, ShardId};
-use futures_util::future::join_all;
+use flotilla_types::{NodeId, Refs, ReplicaId, ReplicaRole, ShardId};
+use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use parking_lot::Mutex;
 
 use crate::{
@@ -224,6 +224,31 @@ impl Shards {
     ) -> Result<Fetched, FetchError> {
         let timeout = Duration::from_millis(deadline_ms.saturating_sub(clock::monotonic_ms()));
         self.host.fetch(upload, refs, nodes, timeout).await
+    }
+
+    /// Has the nodes of a shard fetch these objects from this node, which holds them, before a command that refers to
+    /// them is proposed: what is proposed later waits behind that command until a quorum has its objects. Returns when
+    /// a quorum of the shard's voters has them, or nothing more can be expected by the deadline.
+    pub async fn prefetch(&self, shard: ShardId, refs: &Refs, deadline_ms: u64) {
+        let me = self.topology.node();
+        let Some(descriptor) = self.topology.map().shard(shard).map(|shard| shard.descriptor.clone()) else { return };
+        let voters: Vec<_> =
+            descriptor.replicas.iter().filter(|held| held.role == ReplicaRole::Voter).map(|held| held.node).collect();
+        let quorum = voters.len() / 2 + 1;
+        let mut have = usize::from(voters.contains(&me));
+        let timeout = Duration::from_millis(deadline_ms.saturating_sub(clock::monotonic_ms()));
+        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        let request = PeerRequest::Prefetch { refs: refs.clone(), timeout_ms }.encode();
+        let mut calls: FuturesUnordered<_> = voters
+            .into_iter()
+            .filter(|node| *node != me)
+            .map(|node| self.network.call(node, Class::Rpc, request.clone(), timeout))
+            .collect();
+        while have < quorum
+            && let Some(answer) = calls.next().await
+        {
+            have += usize::from(answer.is_ok_and(|answer| core::decode_answer(answer).is_ok()));
+        }
     }
 
     async fn request_after(

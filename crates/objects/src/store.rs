@@ -34,6 +34,9 @@ use crate::{
 
 /// Bytes of a payload that is copied behind its header.
 const COPIED_BYTES_MAX: usize = 64 << 10;
+/// Bytes that may be stored before they are made durable without being asked: an fsync of more delays those of the
+/// log, which a file system orders behind it.
+const UNSYNCED_BYTES_MAX: u64 = 2 << 20;
 
 /// Bytes of a segment, unless it has a single object.
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
@@ -118,6 +121,8 @@ pub(crate) struct Writer {
     dirty: Vec<Arc<File>>,
     dirty_folder: bool,
     unsynced: Vec<Unsynced>,
+    /// Bytes of those.
+    unsynced_bytes: u64,
     /// Closed segments that get a table of contents after their sync.
     closing: Vec<Active>,
 }
@@ -273,6 +278,7 @@ impl ObjectStore {
                 active.dirty = false;
             }
             let folder = mem::take(&mut writer.dirty_folder);
+            writer.unsynced_bytes = 0;
             let Writer { dirty, unsynced, closing, .. } = &mut *writer;
             (mem::take(dirty), folder, mem::take(unsynced), mem::take(closing))
         };
@@ -431,7 +437,9 @@ impl ObjectStore {
             }
             index.pin(id);
         });
-        Ok(())
+        let is_much = writer.unsynced_bytes >= UNSYNCED_BYTES_MAX;
+        drop(writer);
+        if is_much { self.sync() } else { Ok(()) }
     }
 
     /// Pins the object if it is present and intact, with these children; returns whether it is. A copy from
@@ -477,7 +485,7 @@ impl ObjectStore {
         if writer.active.is_none() {
             writer.active = Some(self.start_segment(writer)?);
         }
-        let Writer { active: Some(active), dirty, unsynced, .. } = writer else {
+        let Writer { active: Some(active), dirty, unsynced, unsynced_bytes, .. } = writer else {
             return Err(io::Error::other("no active segment").into());
         };
         let mut bytes = encode_record_header(active.format, id, lengths, children);
@@ -494,6 +502,7 @@ impl ObjectStore {
             active.dirty = true;
             dirty.push(active.file.clone());
         }
+        *unsynced_bytes += to.offset + u64::from(lengths.stored) - active.end;
         active.end = to.offset + u64::from(lengths.stored);
         let from = match replaces {
             Replaces::Nothing => Some(to),

@@ -30,7 +30,7 @@ pub use core::{
 pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role, ShardChange};
 pub use host::{
     Digest, DigestError, FetchError, Fetched, Handle, Host, HostParts, INBOX_MAX, IncomingSnapshot, LinkTraffic,
-    ValueTraffic,
+    NotDone, ValueTraffic, Workers,
 };
 
 pub use work::ScrubStatus;

@@ -74,6 +74,14 @@ pub enum PeerRequest {
     Comparisons,
     /// What values have cost the receiver's network.
     ValueTraffic,
+    /// Objects that the sender holds, and that an entry will refer to which is about to come. The answer is empty,
+    /// and comes when they are durable.
+    Prefetch {
+        /// The objects.
+        refs: Refs,
+        /// How long the receiver may take, in milliseconds; a peer may ask for at most one minute.
+        timeout_ms: u32,
+    },
     /// A certificate for the sender's client ports. The answer is the certificate in DER, if the receiver
     /// holds the authority and the metadata has these hosts among the sender's addresses.
     CertifyClientPorts {
@@ -156,6 +164,9 @@ impl PeerRequest {
             }
             Self::Comparisons => Kind::ReadComparisons(peer::ReadComparisons {}),
             Self::ValueTraffic => Kind::ReadValueTraffic(peer::ReadValueTraffic {}),
+            Self::Prefetch { refs, timeout_ms } => {
+                Kind::Prefetch(peer::Prefetch { refs: refs_to_wire(&refs), deadline_ms: timeout_ms })
+            }
             Self::RotateAuthority { timeout_ms } => {
                 Kind::RotateAuthority(peer::RotateAuthority { deadline_ms: timeout_ms })
             }
@@ -207,6 +218,10 @@ impl PeerRequest {
             },
             Kind::ReadComparisons(peer::ReadComparisons {}) => Self::Comparisons,
             Kind::ReadValueTraffic(peer::ReadValueTraffic {}) => Self::ValueTraffic,
+            Kind::Prefetch(prefetch) => Self::Prefetch {
+                refs: refs_from_wire(prefetch.refs).ok_or(MalformedRequest)?,
+                timeout_ms: prefetch.deadline_ms.min(TIMEOUT_MS_MAX),
+            },
             Kind::RotateAuthority(rotate) => {
                 Self::RotateAuthority { timeout_ms: rotate.deadline_ms.min(TIMEOUT_MS_MAX) }
             }
@@ -418,6 +433,7 @@ mod tests {
             PeerRequest::RotateAuthority { timeout_ms: 5 },
             PeerRequest::Operations,
             PeerRequest::ValueTraffic,
+            PeerRequest::Prefetch { refs: refs(3), timeout_ms: 8 },
             PeerRequest::Scrub { start: true },
             PeerRequest::CertifyClientPorts {
                 csr: Bytes::from_static(b"csr"),

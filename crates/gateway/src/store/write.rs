@@ -36,6 +36,9 @@ const LIFETIME_MS_MAX: u64 = 600_000;
 /// earliest of its requests'.
 const ANSWER_SLACK: Duration = Duration::from_millis(5);
 
+/// Values of so many bytes in one command, together, go to the nodes of the shard before the command.
+const PREFETCH_BYTES_MIN: u64 = 256 << 10;
+
 const EMPTY_BATCH: StoreError = StoreError::Invalid("a batch must have at least one operation or condition");
 
 /// Conditions and operations of a command, in record keys.
@@ -142,6 +145,12 @@ impl Store {
             conditions,
             operations,
         };
+        let refs = command.refs();
+        if refs.iter().map(|reference| reference.bytes).sum::<u64>() >= PREFETCH_BYTES_MIN {
+            let now_ms = clock::monotonic_ms();
+            let until_ms = now_ms + deadline_ms.saturating_sub(now_ms) / 2;
+            self.inner.shards.prefetch(route.shard, &refs, until_ms).await;
+        }
         let mut earlier = Earlier::Unproposed;
         let mut rerouting = Rerouting::new(self, deadline_ms);
         let proposed = loop {

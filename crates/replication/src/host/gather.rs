@@ -7,10 +7,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use flotilla_types::Holder;
 use parking_lot::Mutex;
-use tokio::{
-    sync::{Notify, Semaphore},
-    task::spawn_blocking,
-};
+use tokio::sync::{Notify, Semaphore};
 
 use super::pull::{Failure, Puller, Watch};
 use crate::{
@@ -113,7 +110,7 @@ impl Puller {
             }
         };
         let (engine, bounds) = (self.engine.clone(), PullBounds::of_rate(self.pace.bytes_per_second()));
-        let pull = spawn_blocking(move || Pull::start(&*engine, order, bounds)).await??;
+        let pull = self.workers.run(move || Pull::start(&*engine, order, bounds)).await??;
         if spares {
             self.traffic.reused(pull.reuse());
         }

@@ -26,6 +26,7 @@ mod raft;
 mod scrub;
 mod traffic;
 mod wal;
+mod workers;
 
 use std::{
     io,
@@ -53,6 +54,7 @@ use inline::InlineExecutor;
 use pace::Pace;
 pub use pull::IncomingSnapshot;
 pub use traffic::{LinkTraffic, ValueTraffic};
+pub use workers::{NotDone, Workers};
 
 use crate::{
     Answer, Applier, CommandRefs, Core, Effects, Fingerprints, Freshness, HostConfig, Input, MachineFactory, Notice,
@@ -421,6 +423,15 @@ impl Handle {
         self.puller.fetch_for(&self.values, upload, refs, sources, timeout).await
     }
 
+    /// Fetches what is missing here of these objects, and of all that they need, from a node that has all of it,
+    /// because an entry that refers to them is about to come. They are held for a short while.
+    ///
+    /// # Errors
+    /// See [`FetchError`].
+    pub async fn prefetch(&self, refs: &Refs, from: NodeId, timeout: Duration) -> Result<(), FetchError> {
+        self.puller.prefetch(refs, from, timeout).await
+    }
+
     /// Creates a replica, by an operation of the metadata group.
     pub fn create(&self, replica: ReplicaId, descriptor: ShardDescriptor, founding: bool) {
         self.inbox.send(Input::Create { replica, descriptor, founding });
@@ -501,7 +512,7 @@ impl Handle {
                     reached(Place::SnapshotServe);
                     work::serve(&*engine, request, work::PullBounds::default())
                 };
-                let Ok(served) = tokio::task::spawn_blocking(serve).await else { return Bytes::new() };
+                let Ok(served) = self.puller.workers.run(serve).await else { return Bytes::new() };
                 served
             }
         };

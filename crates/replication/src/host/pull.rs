@@ -16,10 +16,15 @@ use flotilla_types::{Checkpoint, NodeId, ReplicaId, ShardId};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, Semaphore, SemaphorePermit},
-    task::{JoinError, JoinSet, spawn_blocking},
+    task::{JoinError, JoinSet},
 };
 
-use super::{Inbox, fetch, gather, pace::Pace, traffic::Traffic};
+use super::{
+    Inbox, fetch, gather,
+    pace::Pace,
+    traffic::Traffic,
+    workers::{NotDone, Workers},
+};
 use crate::{
     Input, clock,
     work::{End, Pull, PullBounds, PullError, PullOrder, PullRequest, PullState, Stored, waiting_request},
@@ -69,6 +74,7 @@ pub(super) struct Puller {
     pub(super) gathers: gather::Gathers,
     pub(super) fetches: fetch::Fetches,
     pub(super) traffic: Traffic,
+    pub(super) workers: Workers,
     calls: Arc<Semaphore>,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -140,6 +146,8 @@ pub(super) enum Failure {
     Replaced,
     #[error("the pull was cancelled")]
     Cancelled(#[from] JoinError),
+    #[error(transparent)]
+    NotDone(#[from] NotDone),
 }
 
 impl Failure {
@@ -165,6 +173,7 @@ impl Puller {
             gathers: gather::Gathers::default(),
             fetches: fetch::Fetches::default(),
             traffic: Traffic::default(),
+            workers: Workers::start("objects"),
             calls,
             fatal,
         }
@@ -237,7 +246,7 @@ impl Puller {
         let _permit = self.wait_for_turn(replica, from).await;
         let (engine, bounds) = (self.engine.clone(), PullBounds::of_rate(self.pace.bytes_per_second()));
         let order = PullOrder::of_snapshot(self.node, replica, from, &checkpoint, self.lists);
-        let pull = spawn_blocking(move || Pull::start(&*engine, order, bounds)).await??;
+        let pull = self.workers.run(move || Pull::start(&*engine, order, bounds)).await??;
         let (total, missing) = pull.progress();
         metrics::counter!("flotilla_objects_reused_total").increment((total - missing) as u64);
         self.show(replica, |current| (current.fetches, current.since_ms) = (true, clock::wall_ms()));
@@ -312,13 +321,13 @@ impl Puller {
 
     async fn sync(&self, pull: Pull) -> Result<Pull, Failure> {
         let engine = self.engine.clone();
-        let synced = spawn_blocking(move || pull.sync(&*engine).map(|()| pull)).await?;
+        let synced = self.workers.run(move || pull.sync(&*engine).map(|()| pull)).await?;
         Ok(synced?)
     }
 
     async fn finish(&self, mut pull: Pull) -> Result<(Pull, bool), Failure> {
         let engine = self.engine.clone();
-        let finished = spawn_blocking(move || pull.finish(&*engine).map(|whole| (pull, whole))).await?;
+        let finished = self.workers.run(move || pull.finish(&*engine).map(|whole| (pull, whole))).await?;
         Ok(finished?)
     }
 
@@ -354,7 +363,7 @@ impl Puller {
         let (answer, took_ms) = (answer?, clock::monotonic_ms() - sent_ms);
         reached(Place::SnapshotFetched);
         let (engine, storing) = (self.engine.clone(), request.clone());
-        let stored = spawn_blocking(move || storing.store(&*engine, answer)).await?;
+        let stored = self.workers.run(move || storing.store(&*engine, answer)).await?;
         reached(Place::SnapshotImported);
         Ok((stored, took_ms))
     }

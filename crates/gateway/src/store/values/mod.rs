@@ -14,7 +14,6 @@ mod reader;
 #[cfg(test)]
 mod tests;
 mod verified;
-mod workers;
 mod writer;
 
 use std::{
@@ -23,6 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flotilla_control::Workers;
 use flotilla_storage::{EngineError, UploadError, ValueObjects};
 use flotilla_types::{NodeId, ObjectId, Refs};
 use flotilla_values::{Chunking, ValueRef};
@@ -37,7 +37,6 @@ pub(crate) use frames::{Encoding, FramesError, frame_bytes};
 pub(crate) use hold::{HOLD_TIME, Hold, UPLOAD_TIME};
 pub(crate) use reader::ValueReader;
 pub(crate) use verified::VerifiedRefs;
-use workers::Workers;
 pub(crate) use writer::ValueWriter;
 
 /// Bytes of objects that threads read or write at the same time, for all clients; others wait.
@@ -88,7 +87,7 @@ impl Values {
         Self {
             objects,
             fetch,
-            workers: Workers::start(),
+            workers: Workers::start("values"),
             in_work: Arc::new(Semaphore::new(IN_WORK_BYTES_MAX)),
             whole: Arc::new(Semaphore::new(WHOLE_BYTES_MAX)),
             verified: Arc::default(),
