@@ -99,6 +99,13 @@ impl MetaState {
         self.nodes.values().map(Arc::as_ref)
     }
 
+    /// Whether another version has the same nodes. At the cost of a comparison of pointers, so that versions of
+    /// which neither derives from the other may differ though they are equal.
+    #[must_use]
+    pub fn has_nodes_of(&self, other: &Self) -> bool {
+        self.nodes.is_same(&other.nodes)
+    }
+
     /// Whether a node is removed or lost, which is final. Every id that was given belongs to a recorded node
     /// or to one that is gone: records of others are never deleted. So no record is needed to know that a
     /// node is gone, and the list of gone ids is the gaps between the others.

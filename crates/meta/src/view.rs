@@ -103,7 +103,8 @@ impl MetaState {
     /// block the others.
     #[must_use]
     pub fn commands_for(&self, plan: &Plan) -> Vec<MetaCommand> {
-        plan.changes
+        let changes: Vec<_> = plan.changes().collect();
+        changes
             .chunk_by(|a, b| a.shard() == b.shard())
             .filter_map(|changes| {
                 let mut intent_version = self.shard(changes.first()?.shard())?.intent_version;

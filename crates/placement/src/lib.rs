@@ -8,26 +8,34 @@
 //! decides.
 
 mod bucket;
+mod explain;
+#[cfg(test)]
+mod explain_tests;
 mod hints;
 mod leaders;
 mod map;
+mod moves;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod planner;
 mod planning;
+mod preflight;
+#[cfg(test)]
+mod preflight_tests;
+mod reasons;
 mod score;
 
 pub use bucket::{bucket_of, hash_tag};
+pub use explain::{Explanation, Fate, ReplicaExplanation, ReplicaPhase};
 pub use hints::LeaderHints;
 pub use leaders::preferred_leaders;
 pub use map::{Collection, Shard, ShardMap, Sharding};
-pub use plan::{
-    Change, NodeStatus, PLAN_CHANGES_MAX, Plan, PlanInput, PlanNode, PlanReplica, PlanShard, Reason, place, plan,
-    stuck_on,
-};
+pub use plan::{Change, NodeStatus, PLAN_CHANGES_MAX, Plan, PlanInput, PlanNode, PlanReplica, PlanShard, place, plan};
 pub use planner::replicas_possible;
 pub use planning::Planning;
+pub use preflight::{Blocker, Disk, Disks, FREE_MILLI_MIN, Obstacle, Preflight, preflight};
+pub use reasons::{Decision, Hold, Limits, NonDecision, Reason, Rejected, Rejection, SHARDS_NAMED_MAX, Shards};
 pub use score::rendezvous_score;
 
 #[doc = include_str!("../README.md")]

@@ -10,7 +10,7 @@
 
 use flotilla_types::{Locality, NodeId, ReplicaDescriptor, ReplicaId, ShardId};
 
-use crate::{Planning, planner::Planner};
+use crate::{Decision, Limits, NonDecision, Planning, Reason, planner::Planner};
 
 /// Limit on the changes of one plan; the next plan has the rest.
 pub const PLAN_CHANGES_MAX: usize = 512;
@@ -83,23 +83,12 @@ pub struct PlanInput {
     pub moves_max: usize,
 }
 
-/// Why a change is planned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Reason {
-    /// The shard has fewer replicas than desired, and there are nodes that can take more.
-    UnderReplicated,
-    /// The replica's node is dead.
-    NodeDead,
-    /// The replica's node is leaving.
-    NodeLeaving,
-    /// The replica's node was removed.
-    NodeRemoved,
-    /// The shard has more replicas than desired.
-    Surplus,
-    /// Two replicas share more locality labels than necessary.
-    Spread,
-    /// The replica's node holds more than its share.
-    Balance,
+impl PlanInput {
+    /// The limits, with nothing that holds moves back.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits { balance_threshold: self.balance_threshold, moves_max: self.moves_max, hold: None }
+    }
 }
 
 /// One change of a shard's intent.
@@ -135,19 +124,25 @@ impl Change {
     }
 }
 
-/// Changes to apply to the intent. The changes of one shard are adjacent and must be applied all or none.
+/// What to change in the intent. The decisions about one shard are adjacent and must be applied all or none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Repairs in order of shards; moves in order of urgency. An assignment precedes the removal of the
-    /// replica it replaces.
-    pub changes: Vec<Change>,
+    /// Repairs in order of shards; moves in order of urgency.
+    pub decisions: Vec<Decision>,
+    /// Why no more is done.
+    pub undecided: Vec<NonDecision>,
 }
 
 impl Plan {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty()
+        self.decisions.is_empty()
+    }
+
+    /// The changes in order. An assignment precedes the removal of the replica it replaces.
+    pub fn changes(&self) -> impl Iterator<Item = Change> + '_ {
+        self.decisions.iter().flat_map(Decision::changes)
     }
 }
 
@@ -163,25 +158,7 @@ pub fn plan(input: &PlanInput) -> Plan {
     for shard in &input.shards {
         planning.set_shard(shard.id, Some(shard.clone()));
     }
-    planning.plan(input.balance_threshold, input.moves_max)
-}
-
-/// The shards of a node whose replica no other node can take, if all its replicas had to move: what keeps it
-/// from leaving.
-#[must_use]
-pub fn stuck_on(input: &PlanInput, node: NodeId) -> Vec<ShardId> {
-    let status = |other: &PlanNode| if other.id == node { NodeStatus::Leaving } else { other.status };
-    let nodes: Vec<_> = input.nodes.iter().map(|other| PlanNode { status: status(other), ..other.clone() }).collect();
-    let mut planner = Planner::new(&nodes, &input.shards);
-    let mut stuck = Vec::new();
-    for shard in &input.shards {
-        let Some(held) = shard.intent.iter().find(|held| held.node == node) else { continue };
-        let moves = |change: &Change| matches!(change, Change::Unassign { replica, .. } if *replica == held.replica);
-        if !planner.repair(shard).iter().any(moves) {
-            stuck.push(shard.id);
-        }
-    }
-    stuck
+    planning.plan(input.limits())
 }
 
 /// Chooses nodes for shards that do not exist yet: one list for each of `new`, the shards and their desired

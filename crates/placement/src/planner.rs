@@ -1,7 +1,8 @@
-//! The computations of a plan: loads, closeness of nodes, and the choice of a node.
+//! The computations of a plan: loads, closeness of nodes, the choice of a node, and repairs.
 //!
 //! Invariants: loads count the intent with the plan's changes so far, so that later decisions see earlier
-//! ones. Every ordering ends with an id, so that ties are decided the same everywhere.
+//! ones. Every ordering ends with an id, so that ties are decided the same everywhere. The rules that choose
+//! a node are those that say why another one was not chosen.
 
 use std::{
     cmp::Reverse,
@@ -11,15 +12,43 @@ use std::{
 use flotilla_types::{Locality, NodeId, ReplicaRole, ShardId};
 
 use crate::{
-    plan::{Change, NodeStatus, PlanNode, PlanReplica, PlanShard, Reason},
+    Decision, Reason, Rejected, Rejection,
+    plan::{NodeStatus, PlanNode, PlanReplica, PlanShard},
     rendezvous_score,
 };
 
 /// Loads are compared in thousandths of a replica, because a weighted share is rarely a whole number.
-const REPLICA_UNITS: i64 = 1_000;
+pub(crate) const REPLICA_UNITS: i64 = 1_000;
+
+/// What a repair of a shard does and what it cannot do.
+#[derive(Debug, Default)]
+pub(crate) struct Repair {
+    pub(crate) decisions: Vec<Decision>,
+    /// Replicas that should go and stay, because no node can take them.
+    pub(crate) stuck: Vec<(PlanReplica, Reason)>,
+    /// Whether the shard has fewer replicas than desired, also after this.
+    pub(crate) is_short: bool,
+}
+
+/// A node for a replica, and why no other one.
+pub(crate) struct Choice {
+    pub(crate) node: NodeId,
+    pub(crate) rejected: Vec<Rejected>,
+}
+
+/// How well a node suits a replica; the lowest suits best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    /// A node that still has an old replica of the shard comes last.
+    has_old_replica: bool,
+    closeness: u64,
+    excess: i64,
+    score: Reverse<u64>,
+    node: NodeId,
+}
 
 pub(crate) struct Planner<'a> {
-    nodes: BTreeMap<NodeId, &'a PlanNode>,
+    pub(crate) nodes: BTreeMap<NodeId, &'a PlanNode>,
     /// Replicas in the intent, per node.
     counts: BTreeMap<NodeId, i64>,
     /// Sum of `counts` over live nodes.
@@ -47,8 +76,8 @@ impl<'a> Planner<'a> {
     }
 
     /// Brings a shard to its desired number of replicas, on nodes that can hold them.
-    pub(crate) fn repair(&mut self, shard: &PlanShard) -> Vec<Change> {
-        let mut changes = Vec::new();
+    pub(crate) fn repair(&mut self, shard: &PlanShard) -> Repair {
+        let mut repair = Repair::default();
         let mut held: BTreeSet<NodeId> = shard.intent.iter().map(|replica| replica.node).collect();
         let mut kept: Vec<PlanReplica> = Vec::new();
         let mut failing: Vec<(PlanReplica, Reason)> = Vec::new();
@@ -64,13 +93,13 @@ impl<'a> Planner<'a> {
         // Surplus replicas are first removed from failing nodes, so that nothing is copied needlessly.
         for (replica, _) in failing.split_off(failing.len() - surplus.min(failing.len())) {
             surplus -= 1;
-            self.unassign(shard.id, replica, Reason::Surplus, &mut changes);
+            self.remove(shard.id, replica, &mut repair.decisions);
             held.remove(&replica.node);
         }
         for _ in 0..surplus {
             let Some(worst) = self.most_dispensable(shard.id, &kept) else { break };
             let replica = kept.remove(worst);
-            self.unassign(shard.id, replica, Reason::Surplus, &mut changes);
+            self.remove(shard.id, replica, &mut repair.decisions);
             held.remove(&replica.node);
         }
 
@@ -79,20 +108,26 @@ impl<'a> Planner<'a> {
         let target = replicas_possible(desired, reachable);
         let mut count = kept.len() + failing.len();
         for (replica, reason) in failing {
-            let Some(node) = self.choose(shard, &placed, &held) else { break };
-            self.assign(shard.id, node, reason, &mut changes);
-            self.unassign(shard.id, replica, reason, &mut changes);
+            // Where one replica finds no node, none of the others does.
+            let Some(choice) = self.choose(shard, &placed, &held) else {
+                repair.stuck.push((replica, reason));
+                continue;
+            };
+            let node = choice.node;
+            self.decide(shard.id, Some(replica), choice, reason, &mut repair.decisions);
             placed.push(node);
             held.insert(node);
         }
         while count < target {
-            let Some(node) = self.choose(shard, &placed, &held) else { break };
-            self.assign(shard.id, node, Reason::UnderReplicated, &mut changes);
+            let Some(choice) = self.choose(shard, &placed, &held) else { break };
+            let node = choice.node;
+            self.decide(shard.id, None, choice, Reason::UnderReplicated, &mut repair.decisions);
             placed.push(node);
             held.insert(node);
             count += 1;
         }
-        changes
+        repair.is_short = count < desired;
+        repair
     }
 
     /// Whether the shard matches its intent exactly, with all replicas voters on nodes that serve.
@@ -104,115 +139,10 @@ impl<'a> Planner<'a> {
             && intended.iter().all(|(_, node)| self.serves(*node))
     }
 
-    /// Moves of healthy replicas, most useful first.
-    pub(crate) fn moves(&mut self, shards: &[&PlanShard], threshold: u32, moves_max: usize) -> Vec<Change> {
-        let mut changes = Vec::new();
-        let mut moved = BTreeSet::new();
-        for shard in shards {
-            if moved.len() == moves_max {
-                return changes;
-            }
-            if let Some((replica, node)) = self.spread_move(shard) {
-                self.assign(shard.id, node, Reason::Spread, &mut changes);
-                self.unassign(shard.id, replica, Reason::Spread, &mut changes);
-                moved.insert(shard.id);
-            }
-        }
-        while moved.len() < moves_max {
-            let Some((shard, replica, node)) = self.balancing_move(shards, &moved, threshold) else { break };
-            self.assign(shard, node, Reason::Balance, &mut changes);
-            self.unassign(shard, replica, Reason::Balance, &mut changes);
-            moved.insert(shard);
-        }
-        changes
-    }
-
     /// Chooses the nodes of a new shard.
     pub(crate) fn place(&mut self, shard: ShardId, replicas_desired: u8) -> Vec<NodeId> {
         let shard = PlanShard { id: shard, replicas_desired, intent: Vec::new(), actual: Vec::new() };
-        self.repair(&shard)
-            .into_iter()
-            .filter_map(|change| match change {
-                Change::Assign { node, .. } => Some(node),
-                Change::Unassign { .. } => None,
-            })
-            .collect()
-    }
-
-    /// The best balancing move: from the most loaded node possible to the least loaded node that can take one
-    /// of its replicas.
-    fn balancing_move(
-        &self,
-        shards: &[&PlanShard],
-        moved: &BTreeSet<ShardId>,
-        threshold: u32,
-    ) -> Option<(ShardId, PlanReplica, NodeId)> {
-        let limit = REPLICA_UNITS * (1 + i64::from(threshold));
-        let mut by_load: Vec<(i64, NodeId)> =
-            self.nodes.keys().filter(|node| self.is_live(**node)).map(|&node| (self.excess(node), node)).collect();
-        by_load.sort_unstable();
-        let (least, most) = (by_load.first()?.0, by_load.last()?.0);
-        if most - least <= limit {
-            return None;
-        }
-        // The metadata group is never moved: the balance gained is not worth another copy of the cluster's
-        // keys. Nor is a shard that waits_for_nodes for more nodes: growing in place costs less than moving
-        // first.
-        let waits_for_nodes =
-            |shard: &PlanShard| shard.intent.len() == 1 && at_most_odd(usize::from(shard.replicas_desired)) > 1;
-        let movable: Vec<&PlanShard> = shards
-            .iter()
-            .copied()
-            .filter(|shard| shard.id != ShardId::META && !waits_for_nodes(shard) && !moved.contains(&shard.id))
-            .collect();
-        for &(full, donor) in by_load.iter().rev() {
-            let held: Vec<(&PlanShard, PlanReplica)> = movable
-                .iter()
-                .filter_map(|shard| Some((*shard, *shard.intent.iter().find(|replica| replica.node == donor)?)))
-                .collect();
-            for &(_, receiver) in by_load.iter().take_while(|(empty, _)| full - empty > limit) {
-                if !self.may_take(receiver) {
-                    continue;
-                }
-                let best = held
-                    .iter()
-                    .filter(|(shard, replica)| self.may_move(shard, *replica, receiver))
-                    .max_by_key(|(shard, _)| (rendezvous_score(shard.id, receiver, 1), shard.id));
-                if let Some((shard, replica)) = best {
-                    return Some((shard.id, *replica, receiver));
-                }
-            }
-        }
-        None
-    }
-
-    /// Whether the receiver has no replica of the shard, and the move would not bring its replicas closer
-    /// together.
-    fn may_move(&self, shard: &PlanShard, replica: PlanReplica, receiver: NodeId) -> bool {
-        let others = others(shard, replica);
-        let holds = shard.intent.iter().any(|held| held.node == receiver);
-        !holds && self.closeness(receiver, &others) <= self.closeness(replica.node, &others)
-    }
-
-    /// The move that improves the spread of the shard most: the replica and its new node.
-    fn spread_move(&self, shard: &PlanShard) -> Option<(PlanReplica, NodeId)> {
-        let held: BTreeSet<NodeId> = shard.intent.iter().map(|replica| replica.node).collect();
-        shard
-            .intent
-            .iter()
-            .filter_map(|&replica| {
-                let others = others(shard, replica);
-                let now = self.closeness(replica.node, &others);
-                // Choosing is expensive, and most replicas already share no label.
-                if now == 0 {
-                    return None;
-                }
-                let node = self.choose(shard, &others, &held)?;
-                let gain = now.saturating_sub(self.closeness(node, &others));
-                (gain > 0).then_some((gain, Reverse(replica.replica), replica, node))
-            })
-            .max_by_key(|(gain, order, ..)| (*gain, *order))
-            .map(|(_, _, replica, node)| (replica, node))
+        self.repair(&shard).decisions.into_iter().filter_map(|decision| decision.to).collect()
     }
 
     /// The index of the replica to remove first: closest to the others, then on the most loaded node, then
@@ -228,22 +158,75 @@ impl<'a> Planner<'a> {
     }
 
     /// The best node for one more replica besides those on `placed`; none of `held`.
-    fn choose(&self, shard: &PlanShard, placed: &[NodeId], held: &BTreeSet<NodeId>) -> Option<NodeId> {
-        self.candidates(held).min_by_key(|&node| {
-            // A node that still has an old replica of this shard comes last.
-            let has_old_replica = shard.actual.iter().any(|replica| replica.node == node);
-            let score = Reverse(rendezvous_score(shard.id, node, self.weight(node)));
-            (has_old_replica, self.closeness(node, placed), self.excess(node), score, node)
-        })
+    pub(crate) fn choose(&self, shard: &PlanShard, placed: &[NodeId], held: &BTreeSet<NodeId>) -> Option<Choice> {
+        let mut ranks = Vec::new();
+        let mut rejected = Vec::new();
+        for &node in self.nodes.keys() {
+            match self.admit(node, held) {
+                Ok(()) => ranks.push(self.rank(shard, node, placed)),
+                Err(why) => rejected.push(Rejected { node, why }),
+            }
+        }
+        let best = *ranks.iter().min()?;
+        let outranked = ranks.iter().filter(|rank| rank.node != best.node);
+        rejected.extend(outranked.map(|rank| Rejected { node: rank.node, why: self.outranked(rank, &best, placed) }));
+        rejected.sort_by_key(|rejected| rejected.node);
+        Some(Choice { node: best.node, rejected })
+    }
+
+    fn rank(&self, shard: &PlanShard, node: NodeId, placed: &[NodeId]) -> Rank {
+        Rank {
+            has_old_replica: shard.actual.iter().any(|replica| replica.node == node),
+            closeness: self.closeness(node, placed),
+            excess: self.excess(node),
+            score: Reverse(rendezvous_score(shard.id, node, self.weight(node))),
+            node,
+        }
+    }
+
+    /// By what a node suits less than the best one.
+    fn outranked(&self, rank: &Rank, best: &Rank, placed: &[NodeId]) -> Rejection {
+        if rank.has_old_replica != best.has_old_replica {
+            Rejection::OldReplica
+        } else if rank.closeness != best.closeness {
+            self.closer(rank.node, placed)
+        } else if rank.excess != best.excess {
+            Rejection::Fuller
+        } else {
+            Rejection::Hash
+        }
+    }
+
+    /// The rejection of a node that is too close to these.
+    pub(crate) fn closer(&self, node: NodeId, others: &[NodeId]) -> Rejection {
+        Rejection::Closer { with: self.closest(node, others).unwrap_or(node) }
+    }
+
+    /// The one of these that shares the most labels with a node.
+    pub(crate) fn closest(&self, node: NodeId, others: &[NodeId]) -> Option<NodeId> {
+        others.iter().copied().max_by_key(|other| (self.closeness(node, &[*other]), Reverse(*other)))
     }
 
     fn candidates(&self, held: &BTreeSet<NodeId>) -> impl Iterator<Item = NodeId> {
-        self.nodes.keys().copied().filter(|node| self.may_take(*node) && !held.contains(node))
+        self.nodes.keys().copied().filter(|node| self.admit(*node, held).is_ok())
+    }
+
+    /// Whether a node can take a replica of a shard that has replicas on `held`.
+    pub(crate) fn admit(&self, node: NodeId, held: &BTreeSet<NodeId>) -> Result<(), Rejection> {
+        if held.contains(&node) { Err(Rejection::HoldsReplica) } else { self.takes(node) }
+    }
+
+    /// Whether a node takes replicas at all.
+    pub(crate) fn takes(&self, node: NodeId) -> Result<(), Rejection> {
+        if !self.is_live(node) {
+            return Err(Rejection::Status(self.status(node)));
+        }
+        if self.weight(node) == 0 { Err(Rejection::NoWeight) } else { Ok(()) }
     }
 
     /// How much of its locality a node shares with others: each deeper shared label counts more than all
     /// outer ones of a shard's other replicas together.
-    fn closeness(&self, node: NodeId, others: &[NodeId]) -> u64 {
+    pub(crate) fn closeness(&self, node: NodeId, others: &[NodeId]) -> u64 {
         let Some(node) = self.nodes.get(&node) else { return 0 };
         others
             .iter()
@@ -256,13 +239,27 @@ impl<'a> Planner<'a> {
     }
 
     /// How far a node is above its weighted share, in thousandths of a replica.
-    fn excess(&self, node: NodeId) -> i64 {
-        let share = self.count_total * REPLICA_UNITS * i64::from(self.weight(node)) / self.weight_total.max(1);
-        self.counts.get(&node).copied().unwrap_or(0) * REPLICA_UNITS - share
+    pub(crate) fn excess(&self, node: NodeId) -> i64 {
+        self.replicas(node) * REPLICA_UNITS - self.share(node)
     }
 
-    fn failure_reason(&self, node: NodeId) -> Option<Reason> {
-        match self.nodes.get(&node).map_or(NodeStatus::Removed, |node| node.status) {
+    /// Replicas in the intents on a node.
+    pub(crate) fn replicas(&self, node: NodeId) -> i64 {
+        self.counts.get(&node).copied().unwrap_or(0)
+    }
+
+    /// A node's weighted share of the replicas, in thousandths of a replica.
+    pub(crate) fn share(&self, node: NodeId) -> i64 {
+        self.count_total * REPLICA_UNITS * i64::from(self.weight(node)) / self.weight_total.max(1)
+    }
+
+    /// A node's status; one that is not listed was removed.
+    pub(crate) fn status(&self, node: NodeId) -> NodeStatus {
+        self.nodes.get(&node).map_or(NodeStatus::Removed, |node| node.status)
+    }
+
+    pub(crate) fn failure_reason(&self, node: NodeId) -> Option<Reason> {
+        match self.status(node) {
             NodeStatus::Live | NodeStatus::Suspect | NodeStatus::Draining => None,
             NodeStatus::Dead => Some(Reason::NodeDead),
             NodeStatus::Leaving => Some(Reason::NodeLeaving),
@@ -270,31 +267,39 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn is_live(&self, node: NodeId) -> bool {
-        self.nodes.get(&node).is_some_and(|node| node.status == NodeStatus::Live)
+    pub(crate) fn is_live(&self, node: NodeId) -> bool {
+        self.status(node) == NodeStatus::Live
     }
 
     fn serves(&self, node: NodeId) -> bool {
-        let status = self.nodes.get(&node).map(|node| node.status);
-        matches!(status, Some(NodeStatus::Live | NodeStatus::Draining))
-    }
-
-    fn may_take(&self, node: NodeId) -> bool {
-        self.is_live(node) && self.weight(node) > 0
+        matches!(self.status(node), NodeStatus::Live | NodeStatus::Draining)
     }
 
     fn weight(&self, node: NodeId) -> u32 {
         self.nodes.get(&node).map_or(0, |node| node.weight)
     }
 
-    fn assign(&mut self, shard: ShardId, node: NodeId, reason: Reason, changes: &mut Vec<Change>) {
-        self.count(node, 1);
-        changes.push(Change::Assign { shard, node, reason });
+    /// Decides on another replica, which may take the place of one.
+    pub(crate) fn decide(
+        &mut self,
+        shard: ShardId,
+        from: Option<PlanReplica>,
+        to: Choice,
+        reason: Reason,
+        decisions: &mut Vec<Decision>,
+    ) {
+        self.count(to.node, 1);
+        if let Some(from) = from {
+            self.count(from.node, -1);
+        }
+        decisions.push(Decision { shard, from, to: Some(to.node), reason, rejected: to.rejected });
     }
 
-    fn unassign(&mut self, shard: ShardId, replica: PlanReplica, reason: Reason, changes: &mut Vec<Change>) {
+    /// Decides that a replica is one too many.
+    fn remove(&mut self, shard: ShardId, replica: PlanReplica, decisions: &mut Vec<Decision>) {
         self.count(replica.node, -1);
-        changes.push(Change::Unassign { shard, replica: replica.replica, reason });
+        let (from, reason) = (Some(replica), Reason::Surplus);
+        decisions.push(Decision { shard, from, to: None, reason, rejected: Vec::new() });
     }
 
     fn count(&mut self, node: NodeId, change: i64) {
@@ -313,11 +318,11 @@ pub fn replicas_possible(desired: usize, nodes: usize) -> usize {
 }
 
 /// The largest odd number that is at most `count`, but at least one.
-fn at_most_odd(count: usize) -> usize {
+pub(crate) fn at_most_odd(count: usize) -> usize {
     count.saturating_sub(1) / 2 * 2 + 1
 }
 
-fn others(shard: &PlanShard, replica: PlanReplica) -> Vec<NodeId> {
+pub(crate) fn others(shard: &PlanShard, replica: PlanReplica) -> Vec<NodeId> {
     shard.intent.iter().filter(|other| other.replica != replica.replica).map(|other| other.node).collect()
 }
 
