@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::{
-    AnnounceNode, Event, Gossip, Leaders, LocalNode, Lost, Placement, Shards, Topology, core::LeaderChanges, feed,
-    gossip, hints, loops,
+    AnnounceNode, DiskReader, Event, Gossip, Leaders, LocalNode, Lost, Shards, Topology, core::LeaderChanges, feed,
+    gossip, hints, loops, placement,
 };
 
 /// The dependencies of [`Control`].
@@ -42,6 +42,10 @@ pub struct ControlParts {
     /// Keeps the records of a replica that was given up because it differs from others, for an operator. Runs on
     /// a thread where it may block.
     pub keep_evidence: KeepEvidence,
+    /// Reads how much disk the data folder has.
+    pub disk: DiskReader,
+    /// CPU time that the process has used, in microseconds.
+    pub cpu_used_us: Arc<dyn Fn() -> u64 + Send + Sync>,
     /// Receives every event. Must not block.
     pub events: Arc<dyn Fn(Event) + Send + Sync>,
     /// Saves new metadata for the next start. Runs on a thread where it may block.
@@ -95,7 +99,9 @@ impl Control {
     /// Starts the loops on the current runtime.
     pub fn start(parts: ControlParts) -> Result<Self, flotilla_membership::ConfigError> {
         parts.topology.observe_versions(parts.me.node, parts.me.incarnation, parts.me.versions);
+        let (planner, questions) = placement::questions();
         let shards = Shards::new(parts.topology.clone(), parts.host.clone(), parts.network.clone());
+        let shards = shards.with(planner, parts.disk);
         let (gossip, messages) = gossip::channel();
         let me = Member { node: parts.me.node, addr: parts.located, generation: parts.me.incarnation.0 };
         let events = parts.events.clone();
@@ -124,7 +130,7 @@ impl Control {
             tokio::spawn(loops::lifecycle(context.clone(), parts.notices, parts.keep_evidence)),
             tokio::spawn(loops::shards_led(context.clone())),
             tokio::spawn(loops::consistency(context.clone(), parts.events)),
-            tokio::spawn(loops::run(context.clone(), Placement::default())),
+            tokio::spawn(loops::placement(context.clone(), parts.cpu_used_us, questions)),
             tokio::spawn(loops::run(context.clone(), Leaders::default())),
             tokio::spawn(loops::run(context.clone(), AnnounceNode::default())),
             tokio::spawn(feed::follow(context.clone())),

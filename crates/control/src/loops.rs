@@ -2,6 +2,7 @@
 //! later pass finds what failed. Nothing is decided here.
 
 use std::{
+    num::NonZero,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,9 +17,10 @@ use tokio::sync::mpsc;
 
 use crate::{
     Action, Consistency, Event, Evidence, Finding, Gossip, KeepEvidence, Lifecycle, LocalNode, Lost, Members, Outcome,
-    PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Reconciler, RequestKind, Said, Shards, ShardsLed, Topology,
-    View,
-    core::{self, Contact, Report},
+    PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, PlacementQuestion, Reconciler, RequestKind, Said,
+    Shards, ShardsLed, Topology, Verdict, View,
+    core::{self, Contact, CpuMeter, Report},
+    placement::Call,
     shards::give_up,
 };
 
@@ -118,6 +120,57 @@ pub(crate) async fn shards_led(context: Arc<Context>) {
         context.topology.show_operations(reconciler.operations());
         tokio::time::sleep(pause(&reconciler)).await;
     }
+}
+
+/// Drives placement, with an extra pass when nodes have joined, drain, leave or are gone, or an operator asks for
+/// one. Between passes it answers questions.
+pub(crate) async fn placement(
+    context: Arc<Context>,
+    cpu_used_us: Arc<dyn Fn() -> u64 + Send + Sync>,
+    mut questions: mpsc::Receiver<Call>,
+) {
+    let mut reconciler = Placement::default();
+    let mut meter = CpuMeter::default();
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let mut updates = context.topology.watch();
+    // The call that asked for the next pass.
+    let mut asked: Option<Call> = None;
+    loop {
+        reconciler.observe_cpu(meter.observe(clock::monotonic_ms(), cpu_used_us(), cores));
+        let actions = context.decide(&mut reconciler);
+        reconciler.fresh_verdicts().iter().for_each(count_verdict);
+        if let Some(call) = asked.take() {
+            context.answer(&mut reconciler, call);
+        }
+        context.perform_all(&mut reconciler, actions).await;
+        let pause = tokio::time::sleep(pause(&reconciler));
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = &mut pause => break,
+                Ok(()) = updates.changed() => {
+                    if reconciler.is_woken_by(&updates.borrow_and_update()) {
+                        break;
+                    }
+                }
+                Some(call) = questions.recv() => {
+                    if call.question == PlacementQuestion::Rebalance {
+                        asked = Some(call);
+                        break;
+                    }
+                    context.answer(&mut reconciler, call);
+                }
+            }
+        }
+    }
+}
+
+fn count_verdict(verdict: &Verdict) {
+    let (name, word) = match verdict {
+        Verdict::Decided(decision) => ("flotilla_placement_decisions_total", decision.reason.name()),
+        Verdict::Undecided(undecided) => ("flotilla_placement_non_decisions_total", undecided.name()),
+    };
+    metrics::counter!(name, "reason" => word).increment(1);
 }
 
 /// Drives the comparison of the replicas of shards that are led here, shows the verdicts and counts them.
@@ -241,10 +294,26 @@ impl Context {
     }
 
     async fn pass(&self, reconciler: &mut impl Reconciler) {
+        let actions = self.decide(reconciler);
+        self.perform_all(reconciler, actions).await;
+    }
+
+    fn decide(&self, reconciler: &mut impl Reconciler) -> Vec<Action> {
         let (meta, members) = self.topology.snapshot();
         let replicas = self.host.status();
-        let mut actions = reconciler.reconcile(&self.view(&meta, &members, &replicas));
-        let mut actions = actions.drain(..).peekable();
+        reconciler.reconcile(&self.view(&meta, &members, &replicas))
+    }
+
+    fn answer(&self, placement: &mut Placement, call: Call) {
+        let (meta, members) = self.topology.snapshot();
+        let replicas = self.host.status();
+        let answer = placement.answer(&call.question, &self.view(&meta, &members, &replicas));
+        // Nobody waits for it if the caller's deadline has passed.
+        let _ = call.answer.send(answer);
+    }
+
+    async fn perform_all(&self, reconciler: &mut impl Reconciler, actions: Vec<Action>) {
+        let mut actions = actions.into_iter().peekable();
         while let Some(action) = actions.next() {
             let Action::Propose(command) = action else {
                 if let Some(outcome) = self.perform(action).await {

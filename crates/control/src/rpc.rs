@@ -9,12 +9,15 @@ use flotilla_transport::BoxFuture;
 use flotilla_types::{NodeId, ShardId, Timestamp};
 
 use crate::{
-    MalformedRequest, PeerRequest, Said, Topology, core,
+    MalformedRequest, PeerRequest, Said, Shards, Topology, core,
     shards::{ask_host, give_up, operations_here, scrub_here},
 };
 
 /// Timeout of the feed's query at the local replica.
 const FEED_QUERY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a question about placement may wait for a pass.
+const PLACEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The cluster's authority, as far as this node holds it.
 pub trait AuthorityService: Send + Sync + 'static {
@@ -36,14 +39,15 @@ pub trait AuthorityService: Send + Sync + 'static {
 pub struct RpcServer {
     topology: Arc<Topology>,
     host: Handle,
+    shards: Shards,
     authority: Arc<dyn AuthorityService>,
 }
 
 impl RpcServer {
-    /// Answers from this node's host.
+    /// Answers from what the client of all shards knows of this node.
     #[must_use]
-    pub fn new(topology: Arc<Topology>, host: Handle, authority: Arc<dyn AuthorityService>) -> Self {
-        Self { topology, host, authority }
+    pub fn new(shards: Shards, authority: Arc<dyn AuthorityService>) -> Self {
+        Self { topology: shards.topology().clone(), host: shards.host().clone(), shards, authority }
     }
 
     /// Answers one request.
@@ -101,6 +105,15 @@ impl RpcServer {
                 let fetched = self.host.prefetch(&refs, from, Duration::from_millis(timeout_ms.into())).await;
                 fetched.map_err(|_| RequestError::ObjectsMissing)?;
                 Ok(Answered { payload: Bytes::new(), clock: Timestamp::ZERO })
+            }
+            PeerRequest::Capacity => {
+                Ok(Answered { payload: self.shards.capacity_here().encode(), clock: Timestamp::ZERO })
+            }
+            PeerRequest::Placement(question) => {
+                let asked =
+                    tokio::time::timeout(PLACEMENT_TIMEOUT, self.shards.planner().ask(question, &self.topology));
+                let report = asked.await.unwrap_or(Err(RequestError::Deadline))?;
+                Ok(Answered { payload: report.encode(), clock: Timestamp::ZERO })
             }
             PeerRequest::RotateAuthority { timeout_ms } => {
                 let rotated = self.authority.rotate(Duration::from_millis(timeout_ms.into())).await;

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_meta::{Feed, MetaCommand, MetaFollower, MetaQuery, MetaReply};
+use flotilla_placement::Disk;
 use flotilla_replication::{
     Answer, Answered, FetchError, Fetched, Freshness, Handle, RequestError, ValueTraffic, clock,
 };
@@ -15,12 +16,17 @@ use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use parking_lot::Mutex;
 
 use crate::{
-    Comparisons, Earlier, Evidence, NodeScrub, Operations, PeerRequest, RequestKind, RequestRetry, RetryDecision,
-    RetryStep, Said, ShardAnswer, ShardError, ShardRequest, Topology, core, core::may_order_to_give_up,
+    Capacity, Comparisons, Earlier, Evidence, NodeScrub, Operations, PeerRequest, PlacementQuestion, PlacementReport,
+    RequestKind, RequestRetry, RetryDecision, RetryStep, Said, ShardAnswer, ShardError, ShardRequest, Topology, core,
+    core::may_order_to_give_up,
+    placement::{self, Asker},
 };
 
 /// How often a refresh asks for the changes since the last answer, before it asks for the whole metadata.
 const REFRESH_FEEDS_MAX: usize = 4;
+
+/// Pause before the leader of the metadata group is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Asks this node's host, for a node that sent the request.
 pub(crate) async fn ask_host(host: &Handle, from: NodeId, request: ShardRequest) -> Answer {
@@ -60,6 +66,9 @@ pub(crate) fn scrub_here(host: &Handle, start: bool) -> NodeScrub {
     NodeScrub::new(host.scrub_status(), host.status().iter())
 }
 
+/// Reads how much disk this node has. Must be quick.
+pub type DiskReader = Arc<dyn Fn() -> Option<Disk> + Send + Sync>;
+
 /// A client of every shard. Cheap to clone.
 #[derive(Clone)]
 pub struct Shards {
@@ -68,13 +77,38 @@ pub struct Shards {
     network: Arc<Transport>,
     /// What any shard answered this node, so that later commands to other shards follow it.
     heard: Arc<Mutex<Heard>>,
+    /// The loop of this node that plans.
+    planner: Asker,
+    disk: DiskReader,
 }
 
 impl Shards {
-    /// Sends requests through this node's host and transport.
+    /// Sends requests through this node's host and transport. No loop plans on this node, and its disk is not known.
     #[must_use]
     pub fn new(topology: Arc<Topology>, host: Handle, network: Arc<Transport>) -> Self {
-        Self { topology, host, network, heard: Arc::default() }
+        Self {
+            topology,
+            host,
+            network,
+            heard: Arc::default(),
+            planner: placement::questions().0,
+            disk: Arc::new(|| None),
+        }
+    }
+
+    /// With a loop of this node that plans, and its disk.
+    pub(crate) fn with(self, planner: Asker, disk: DiskReader) -> Self {
+        Self { planner, disk, ..self }
+    }
+
+    /// This node's loop that plans.
+    pub(crate) fn planner(&self) -> &Asker {
+        &self.planner
+    }
+
+    /// This node's host.
+    pub(crate) fn host(&self) -> &Handle {
+        &self.host
     }
 
     /// This node's view of the cluster.
@@ -110,6 +144,70 @@ impl Shards {
     pub async fn value_traffic(&self, timeout: Duration) -> Vec<(NodeId, Option<ValueTraffic>)> {
         let decode = |answer| core::decode_traffic(answer).ok();
         self.of_all_nodes(&PeerRequest::ValueTraffic.encode(), timeout, decode, self.host.value_traffic()).await
+    }
+
+    /// The capacity of this node.
+    pub(crate) fn capacity_here(&self) -> Capacity {
+        Capacity::new((self.disk)(), self.host.status().iter())
+    }
+
+    /// The capacity of each node. `None` as for [`operations`](Self::operations).
+    pub async fn capacities(&self, timeout: Duration) -> Vec<(NodeId, Option<Capacity>)> {
+        let decode = |answer| Capacity::decode(answer).ok();
+        self.of_all_nodes(&PeerRequest::Capacity.encode(), timeout, decode, self.capacity_here()).await
+    }
+
+    /// What each node has decided while it led the metadata group, the newest entries, at most `limit` of each.
+    /// `None` as for [`operations`](Self::operations).
+    pub async fn decisions(&self, limit: usize, timeout: Duration) -> Vec<(NodeId, Option<PlacementReport>)> {
+        let question = PlacementQuestion::Journal { limit };
+        let decode = |answer| PlacementReport::decode(answer).ok().map(Some);
+        let own = tokio::time::timeout(timeout, self.planner.ask(question, &self.topology));
+        let own = async { own.await.ok()?.ok() };
+        let request = PeerRequest::Placement(question).encode();
+        let (mut reports, own) = tokio::join!(self.of_all_nodes(&request, timeout, decode, None), own);
+        let me = self.topology.node();
+        if let Some(report) = reports.iter_mut().find(|(node, _)| *node == me) {
+            report.1 = Some(own);
+        }
+        reports.into_iter().map(|(node, report)| (node, report.flatten())).collect()
+    }
+
+    /// Asks the leader of the metadata group about placement, again and again until it answers. Returns its
+    /// answer and which node it is.
+    ///
+    /// # Errors
+    /// No leader answered in time, or its binary does not know the question.
+    pub async fn ask_placement(
+        &self,
+        question: PlacementQuestion,
+        timeout: Duration,
+    ) -> Result<(NodeId, PlacementReport), ShardError> {
+        let ask = async {
+            loop {
+                if let Some(leader) = self.topology.leader(ShardId::META)
+                    && let Some(report) = self.ask_planner(leader, question, timeout).await
+                {
+                    return (leader, report);
+                }
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        };
+        tokio::time::timeout(timeout, ask).await.map_err(|_| ShardError::Unavailable)
+    }
+
+    async fn ask_planner(
+        &self,
+        node: NodeId,
+        question: PlacementQuestion,
+        timeout: Duration,
+    ) -> Option<PlacementReport> {
+        if node == self.topology.node() {
+            return self.planner.ask(question, &self.topology).await.ok();
+        }
+        let request = PeerRequest::Placement(question).encode();
+        let answer = self.network.call(node, Class::Rpc, request, timeout).await.ok()?;
+        PlacementReport::decode(core::decode_answer(answer).ok()?.payload).ok()
     }
 
     /// The reports of all nodes that are not gone, in their order; the own one is at hand.

@@ -8,11 +8,14 @@
 //! Deliberately absent: failure detection (`flotilla_membership`) and placement (`flotilla_placement`).
 
 mod announce;
+mod capacity;
 mod cluster_view;
 mod consistency;
 mod contact;
+mod cpu;
 mod feed;
 mod fingerprints;
+mod journal;
 mod last_look;
 mod leader_changes;
 mod leaders;
@@ -22,6 +25,7 @@ mod operations;
 mod passes_tests;
 mod peers;
 mod placement;
+mod placement_report;
 mod reconciler;
 mod request;
 mod retry;
@@ -35,19 +39,23 @@ mod upgrade;
 mod value_traffic;
 
 pub use announce::AnnounceNode;
+pub use capacity::{CAPACITY_SHARDS_MAX, Capacity};
 pub use cluster_view::{ClusterView, Members};
 pub use consistency::{
     COMPARISONS_LISTED_MAX, Comparison, Comparisons, Consistency, Finding, INCONCLUSIVE_MS_MAX, ShardConsistency,
 };
 pub(crate) use contact::{Contact, Report};
+pub(crate) use cpu::CpuMeter;
 pub use feed::{FeedFollower, FeedStep, decode_snapshot, feed_wait_ms, has_changes_since, serves_feed};
 pub use fingerprints::{Evidence, Point, Said, may_order_to_give_up};
+pub use journal::{JOURNAL_MAX, JournalEntry, Verdict};
 pub(crate) use leader_changes::LeaderChanges;
 pub use leaders::{Leaders, TRANSFERS_MAX};
 pub use lifecycle::{Lifecycle, Lost};
 pub use operations::{Fetched, OPERATIONS_MAX, Operation, Operations};
 pub use peers::Peers;
 pub use placement::{Placement, liveness};
+pub use placement_report::{PlacementQuestion, PlacementReport};
 pub use reconciler::{Action, LocalNode, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, Reconciler, View};
 pub use request::{MalformedRequest, PeerRequest, ShardRequest, decode_answer, encode_answer};
 pub use retry::{Earlier, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, meta_reply};

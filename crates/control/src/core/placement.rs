@@ -2,33 +2,104 @@
 //! word.
 //!
 //! Invariants: no node counts as dead before this node has led, and watched, for a whole grace period itself;
-//! healthy replicas stay where they are until no node has joined for a while.
+//! healthy replicas stay where they are until no node has joined for a while, and while this node is busy.
 
 use flotilla_membership::NodeState;
 use flotilla_meta::{Liveness, MetaCommand, MetaState, NodeState as AdminState, Setting};
-use flotilla_placement::Planning;
+use flotilla_placement::{Hold, Limits, Plan, Planning};
 use flotilla_types::{NodeId, ShardId};
 
-use super::{Action, Reconciler, View};
+use super::{
+    Action, PlacementQuestion, PlacementReport, Reconciler, View,
+    journal::{self, Journal, Verdict},
+};
 
 /// Time since the last join before healthy replicas are moved for balance, in milliseconds.
 const SETTLE_MS: u64 = 20_000;
+/// Share of its CPUs that this node may use while healthy replicas move, in thousandths.
+const CPU_MILLI_MAX: u32 = 800;
 
 /// Plans while this node leads the metadata group.
 #[derive(Debug, Default)]
 pub struct Placement {
     leading: Option<Leading>,
+    /// What was decided here, also before another node led.
+    journal: Journal,
+    /// The share of its CPUs that this node uses, in thousandths, as far as it is measured.
+    cpu_milli: Option<u32>,
 }
 
 #[derive(Debug)]
 struct Leading {
     since_ms: u64,
     planning: Planning,
-    /// The metadata that plans know.
+    /// The metadata that plans know, and that of the last pass.
     meta: MetaState,
+    planned_for: MetaState,
+    /// The last plan.
+    last: Plan,
 }
 
 impl Placement {
+    /// Takes the share of its CPUs that this node uses, in thousandths.
+    pub fn observe_cpu(&mut self, used_milli: Option<u32>) {
+        self.cpu_milli = used_milli;
+    }
+
+    /// Whether the next pass is due at once, because nodes have joined, drain, leave or are gone since the last.
+    #[must_use]
+    pub fn is_woken_by(&self, meta: &MetaState) -> bool {
+        self.leading.as_ref().is_some_and(|leading| !leading.planned_for.has_nodes_of(meta))
+    }
+
+    /// Answers an operator. `None` if this node does not lead the metadata group, unless the question is about its
+    /// journal. Of a rebalancing it reports the last pass, which is to be made before.
+    pub fn answer(&mut self, question: &PlacementQuestion, view: &View<'_>) -> Option<PlacementReport> {
+        if let PlacementQuestion::Journal { limit } = *question {
+            return Some(PlacementReport { entries: self.journal.newest(limit), explanation: None });
+        }
+        let limits = self.limits(view);
+        let leading = self.leading(view)?;
+        leading.follow(view, view.meta.setting(Setting::DeadNodeGraceMs));
+        let mut report = PlacementReport::default();
+        match *question {
+            PlacementQuestion::Explain(shard) => report.explanation = leading.planning.explain(shard, limits),
+            PlacementQuestion::Preview => {
+                report.entries = journal::entries(&leading.planning.preview(limits), view.wall_ms);
+            }
+            PlacementQuestion::Rebalance | PlacementQuestion::Journal { .. } => {
+                report.entries = journal::entries(&leading.last, view.wall_ms);
+            }
+        }
+        Some(report)
+    }
+
+    /// What the last pass found and the one before had not.
+    #[must_use]
+    pub fn fresh_verdicts(&self) -> &[Verdict] {
+        self.journal.fresh()
+    }
+
+    /// What is known while this node leads the metadata group; it is forgotten when it does no more.
+    fn leading(&mut self, view: &View<'_>) -> Option<&mut Leading> {
+        if view.leader_of(ShardId::META).is_none() {
+            self.leading = None;
+            return None;
+        }
+        Some(self.leading.get_or_insert_with(|| Leading::since(view.now_ms)))
+    }
+
+    fn limits(&self, view: &View<'_>) -> Limits {
+        let (balance_threshold, moves_max) = view.meta.plan_limits();
+        let youngest_ms = view.meta.nodes().map(|node| node.joined_at_ms).max().unwrap_or(0);
+        let hold = match self.cpu_milli {
+            _ if view.wall_ms < youngest_ms + SETTLE_MS => Some(Hold::RecentJoin),
+            Some(used_milli) if used_milli > CPU_MILLI_MAX => Some(Hold::Cpu { used_milli }),
+            _ => None,
+        };
+        Limits { balance_threshold, moves_max, hold }
+    }
+
     /// Makes the next pass plan without any memory.
     #[cfg(test)]
     pub(super) fn look_anew(&mut self) {
@@ -38,7 +109,13 @@ impl Placement {
 
 impl Leading {
     fn since(now_ms: u64) -> Self {
-        Self { since_ms: now_ms, planning: Planning::default(), meta: MetaState::default() }
+        Self {
+            since_ms: now_ms,
+            planning: Planning::default(),
+            meta: MetaState::default(),
+            planned_for: MetaState::default(),
+            last: Plan::default(),
+        }
     }
 
     /// Tells the plans what has changed.
@@ -64,22 +141,20 @@ impl Reconciler for Placement {
     }
 
     fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
-        if view.leader_of(ShardId::META).is_none() {
-            self.leading = None;
+        let limits = self.limits(view);
+        let Some(leading) = self.leading(view) else {
+            self.journal.record(&Plan::default(), view.wall_ms);
             return Vec::new();
-        }
-        let leading = self.leading.get_or_insert_with(|| Leading::since(view.now_ms));
+        };
         leading.follow(view, view.meta.setting(Setting::DeadNodeGraceMs));
-        let (balance_threshold, mut moves_max) = view.meta.plan_limits();
-        let youngest_ms = view.meta.nodes().map(|node| node.joined_at_ms).max().unwrap_or(0);
-        if view.wall_ms < youngest_ms + SETTLE_MS {
-            moves_max = 0;
-        }
-        let plan = leading.planning.plan(balance_threshold, moves_max);
-        for change in &plan.changes {
+        leading.planned_for = leading.meta.clone();
+        leading.last = leading.planning.plan(limits);
+        for change in leading.last.changes() {
             tracing::info!(?change, "placement");
         }
-        let mut commands = view.meta.commands_for(&plan);
+        let mut commands = view.meta.commands_for(&leading.last);
+        let plan = leading.last.clone();
+        self.journal.record(&plan, view.wall_ms);
         commands.extend(departed(view));
         commands.into_iter().map(Action::Propose).collect()
     }
@@ -116,6 +191,8 @@ pub fn liveness(state: NodeState, since_ms: u64, watching_since_ms: u64, now_ms:
 
 #[cfg(test)]
 mod tests {
+    use flotilla_placement::NonDecision;
+
     use super::*;
     use crate::core::testing::{Meta, World, leads, node};
 
@@ -185,6 +262,100 @@ mod tests {
         assert_eq!(world.reconcile(&mut Placement::default()), []);
         world.wall_ms += 1;
         assert_ne!(world.reconcile(&mut Placement::default()), []);
+    }
+
+    /// Node 1 leads the metadata group, and holds all four shards alone beside node 2, long after both joined.
+    fn unbalanced() -> World {
+        let mut meta = Meta::of_nodes(2);
+        meta.collection(&[&[1], &[1], &[1], &[1]]);
+        meta.setting(Setting::MetaReplicas, 1);
+        let mut world = World::new(1, meta);
+        world.replicas = vec![leads(0, &[(1, 1)], &[])];
+        world.hears(2, NodeState::Alive);
+        world.wall_ms = 1_000_000;
+        world
+    }
+
+    fn entries(world: &World, placement: &mut Placement, question: PlacementQuestion) -> Vec<Verdict> {
+        let report = world.observe(|view| placement.answer(&question, view)).expect("this node leads");
+        report.entries.into_iter().map(|entry| entry.verdict).collect()
+    }
+
+    #[test]
+    fn while_this_node_is_busy_healthy_replicas_stay_and_others_are_replaced() {
+        let mut world = unbalanced();
+        let mut placement = Placement::default();
+        placement.observe_cpu(Some(CPU_MILLI_MAX + 1));
+        assert_eq!(world.reconcile(&mut placement), []);
+        let used_milli = CPU_MILLI_MAX + 1;
+        let busy = Verdict::Undecided(NonDecision::Held(Hold::Cpu { used_milli }));
+        assert_eq!(entries(&world, &mut placement, PlacementQuestion::Rebalance), std::slice::from_ref(&busy));
+        assert_eq!(entries(&world, &mut placement, PlacementQuestion::Preview), [busy]);
+        world.meta.set_state(1, AdminState::Decommissioning);
+        assert_ne!(world.reconcile(&mut placement), [], "repairs do not wait");
+        let mut world = unbalanced();
+        placement.observe_cpu(Some(CPU_MILLI_MAX));
+        assert_ne!(world.reconcile(&mut placement), []);
+        world.meta.join(3);
+        world.wall_ms = 1_000;
+        assert_eq!(world.reconcile(&mut Placement::default()), []);
+    }
+
+    #[test]
+    fn a_question_decides_nothing_and_another_node_has_no_answer() {
+        let mut world = unbalanced();
+        let mut placement = Placement::default();
+        let questions = [
+            PlacementQuestion::Preview,
+            PlacementQuestion::Explain(ShardId(1)),
+            PlacementQuestion::Journal { limit: 9 },
+            PlacementQuestion::Rebalance,
+        ];
+        for question in questions {
+            world.observe(|view| placement.answer(&question, view)).expect("an answer");
+        }
+        let decided = world.reconcile(&mut Placement::default());
+        assert_eq!(world.reconcile(&mut placement), decided);
+        let previewed = entries(&world, &mut placement, PlacementQuestion::Rebalance);
+        assert_eq!(entries(&world, &mut placement, PlacementQuestion::Preview), previewed);
+        assert_eq!(entries(&world, &mut placement, PlacementQuestion::Journal { limit: 9 }).len(), previewed.len());
+        assert_eq!(placement.fresh_verdicts().len(), previewed.len());
+        let unknown = world.observe(|view| placement.answer(&PlacementQuestion::Explain(ShardId(99)), view));
+        assert_eq!(unknown.map(|report| report.explanation), Some(None));
+        world.replicas = vec![leads(1, &[(1, 9)], &[])];
+        world.reconcile(&mut placement);
+        assert_eq!(placement.fresh_verdicts(), []);
+        for question in questions {
+            let answer = world.observe(|view| placement.answer(&question, view));
+            let is_journal = matches!(question, PlacementQuestion::Journal { .. });
+            // What it decided before is worth knowing.
+            assert_eq!(
+                answer.map(|report| report.entries.len()),
+                is_journal.then_some(previewed.len()),
+                "{question:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn changes_of_nodes_wake_it_and_others_do_not() {
+        let mut world = unbalanced();
+        let mut placement = Placement::default();
+        assert!(!placement.is_woken_by(&world.meta.state()), "it does not lead");
+        world.reconcile(&mut placement);
+        world.meta.setting(Setting::BalanceMovesMax, 1);
+        world.meta.assign(ShardId(1), 2);
+        assert!(!placement.is_woken_by(&world.meta.state()));
+        for change in [AdminState::Decommissioning, AdminState::Active] {
+            world.meta.set_state(2, change);
+            // A question in between sees the change, too.
+            world.observe(|view| placement.answer(&PlacementQuestion::Preview, view));
+            assert!(placement.is_woken_by(&world.meta.state()), "{change:?}");
+            world.reconcile(&mut placement);
+            assert!(!placement.is_woken_by(&world.meta.state()));
+        }
+        world.meta.join(3);
+        assert!(placement.is_woken_by(&world.meta.state()));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use flotilla_replication::{Answer, Answered, CommandRefs, RequestError};
 use flotilla_types::{ByteOrder, NodeId, Refs, ReplicaId, ShardId, Timestamp};
 use flotilla_wire::{decode, descriptor_from_wire, descriptor_to_wire, encode, peer};
 
-use super::{Evidence, RequestKind};
+use super::{Evidence, PlacementQuestion, RequestKind};
 
 /// Longest timeout of a request; longer ones are cut to it.
 const TIMEOUT_MS_MAX: u32 = 60_000;
@@ -82,6 +82,11 @@ pub enum PeerRequest {
         /// How long the receiver may take, in milliseconds; a peer may ask for at most one minute.
         timeout_ms: u32,
     },
+    /// What the receiver, which leads the metadata group, says of where replicas are and go: a
+    /// [`super::PlacementReport`].
+    Placement(PlacementQuestion),
+    /// How much disk the receiver has, and what its replicas take: a [`super::Capacity`].
+    Capacity,
     /// A certificate for the sender's client ports. The answer is the certificate in DER, if the receiver
     /// holds the authority and the metadata has these hosts among the sender's addresses.
     CertifyClientPorts {
@@ -167,6 +172,8 @@ impl PeerRequest {
             Self::Prefetch { refs, timeout_ms } => {
                 Kind::Prefetch(peer::Prefetch { refs: refs_to_wire(&refs), deadline_ms: timeout_ms })
             }
+            Self::Capacity => Kind::ReadCapacity(peer::ReadCapacity {}),
+            Self::Placement(question) => Kind::AskPlacement(question.to_wire()),
             Self::RotateAuthority { timeout_ms } => {
                 Kind::RotateAuthority(peer::RotateAuthority { deadline_ms: timeout_ms })
             }
@@ -222,6 +229,8 @@ impl PeerRequest {
                 refs: refs_from_wire(prefetch.refs).ok_or(MalformedRequest)?,
                 timeout_ms: prefetch.deadline_ms.min(TIMEOUT_MS_MAX),
             },
+            Kind::ReadCapacity(peer::ReadCapacity {}) => Self::Capacity,
+            Kind::AskPlacement(ask) => Self::Placement(PlacementQuestion::from_wire(&ask).ok_or(MalformedRequest)?),
             Kind::RotateAuthority(rotate) => {
                 Self::RotateAuthority { timeout_ms: rotate.deadline_ms.min(TIMEOUT_MS_MAX) }
             }
@@ -434,6 +443,11 @@ mod tests {
             PeerRequest::Operations,
             PeerRequest::ValueTraffic,
             PeerRequest::Prefetch { refs: refs(3), timeout_ms: 8 },
+            PeerRequest::Capacity,
+            PeerRequest::Placement(PlacementQuestion::Explain(ShardId(4))),
+            PeerRequest::Placement(PlacementQuestion::Preview),
+            PeerRequest::Placement(PlacementQuestion::Rebalance),
+            PeerRequest::Placement(PlacementQuestion::Journal { limit: 9 }),
             PeerRequest::Scrub { start: true },
             PeerRequest::CertifyClientPorts {
                 csr: Bytes::from_static(b"csr"),

@@ -210,6 +210,8 @@ impl World {
             PeerRequest::Operations
             | PeerRequest::Comparisons
             | PeerRequest::ValueTraffic
+            | PeerRequest::Placement(_)
+            | PeerRequest::Capacity
             | PeerRequest::Scrub { .. }
             | PeerRequest::CertifyClientPorts { .. }
             | PeerRequest::CertifyNode { .. }
