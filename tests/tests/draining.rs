@@ -137,7 +137,8 @@ async fn a_node_leaves_under_load_and_the_last_that_are_needed_may_not() {
     let second = status(&cluster, 2).await.node;
     let refused = change(&client(&cluster, 3), second, NodeVerb::Leave).await.expect_err("no other node can take over");
     let problem = refused.problem().expect("a reason");
-    assert_eq!(problem.kind, ProblemType::Refused);
+    assert_eq!(problem.kind, ProblemType::Blocked);
+    assert!(!problem.blockers.is_empty(), "{problem:?}");
     assert!(problem.detail.contains("add a node first"), "{}", problem.detail);
     assert_eq!(state_of(&status(&cluster, 3).await, second), Some(NodeState::Active), "nothing was done");
     let history = load.finish().await;

@@ -47,6 +47,7 @@ mod minority;
 mod moving;
 mod operations;
 mod pause;
+mod placement;
 mod redis;
 mod restarting;
 mod rolled_back;

@@ -22,6 +22,7 @@ mod node_change;
 mod objects;
 mod operations;
 mod operator;
+mod placement;
 mod problem;
 mod scrub;
 mod status;
@@ -52,6 +53,10 @@ pub use objects::{
 };
 pub use operations::{OperationInfo, OperationList, OperationProgress};
 pub use operator::{NodeUpgrade, Setting, SettingList, SettingRequest, TokenInfo, TokenList, UpgradeStatus};
+pub use placement::{
+    Alternative, Blocker, DECISIONS_DEFAULT, DECISIONS_MAX, DecisionInfo, DecisionList, PlacementAction,
+    RebalanceRequest, ReplicaExplanation, ReplicaVerdict, ShardExplanation,
+};
 pub use problem::{Problem, ProblemType};
 pub use scrub::{DamagedReplica, NodeScrub, ScrubReport, ScrubState};
 pub use status::{

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use flotilla_types::{NodeId, ShardId};
 use serde::{Deserialize, Serialize};
 
-use crate::NodeState;
+use crate::{Blocker, NodeState};
 
 /// What can be done with a node: the last segment of `POST /v1/cluster/nodes/{id}/{verb}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +89,18 @@ pub struct NodeChange {
     /// How many these are.
     #[serde(default)]
     pub stuck_total: u32,
+    /// Replicas that other nodes take over: of a node whose replicas move away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moves: Option<u64>,
+    /// Bytes of their records, as far as nodes report them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub move_bytes: Option<u64>,
+    /// The first of the replicas that speak against it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blockers: Vec<Blocker>,
+    /// How many these are.
+    #[serde(default)]
+    pub blockers_total: u64,
     /// Why it is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<String>,

@@ -5,7 +5,7 @@ use std::fmt;
 use flotilla_types::{NodeId, ShardId, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::ObjectName;
+use crate::{Blocker, ObjectName};
 
 /// An `application/problem+json` document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -40,6 +40,9 @@ pub struct Problem {
     /// `objects_missing`: the first of the objects that the node lacks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<ObjectName>,
+    /// `blocked`: the first of the replicas that speak against it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blockers: Vec<Blocker>,
 }
 
 impl Problem {
@@ -59,6 +62,7 @@ impl Problem {
             operation: None,
             found_version: None,
             missing: Vec::new(),
+            blockers: Vec::new(),
         }
     }
 }
@@ -124,6 +128,8 @@ problem_types! {
     CollectionNotFound = "collection_not_found", 404, false, "There is no such collection";
     /// There is no such node.
     NodeNotFound = "node_not_found", 404, false, "There is no such node";
+    /// There is no such shard.
+    ShardNotFound = "shard_not_found", 404, false, "There is no such shard";
     /// There is no such setting.
     SettingNotFound = "setting_not_found", 404, false, "There is no such setting";
     /// There is no such join token.
@@ -140,6 +146,8 @@ problem_types! {
     CollectionExists = "collection_exists", 409, false, "The collection exists already";
     /// The cluster's state does not allow it.
     Refused = "refused", 409, false, "The cluster refused";
+    /// Replicas cannot, or should not, leave their nodes.
+    Blocked = "blocked", 409, false, "Replicas cannot leave their nodes";
     /// The node lacks objects of the value: upload them, and try again.
     ObjectsMissing = "objects_missing", 409, false, "Objects of the value are missing";
     /// The objects of a reference make up another value, or are cut in another way.

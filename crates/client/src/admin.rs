@@ -2,9 +2,9 @@
 
 use flotilla_api::{
     AuthorityStatus, ChangeCollection, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection,
-    DigestList, Event, EventList, KeyId, KeyInfo, KeyList, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationInfo,
-    OperationList, ScrubReport, Setting, SettingList, SettingRequest, ShardInfo, ShardList, TokenId, TokenInfo,
-    TokenList, TokenReply, TokenRequest, UpgradeStatus,
+    DecisionList, DigestList, Event, EventList, KeyId, KeyInfo, KeyList, KeyReply, KeyRequest, NodeChange, NodeVerb,
+    OperationInfo, OperationList, RebalanceRequest, ScrubReport, Setting, SettingList, SettingRequest,
+    ShardExplanation, ShardInfo, ShardList, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use reqwest::Method;
@@ -258,8 +258,53 @@ impl Client {
         force: bool,
         dry_run: bool,
     ) -> Result<NodeChange, ClientError> {
-        let path = format!("/v1/cluster/nodes/{node}/{verb}?force={force}&dry_run={dry_run}");
+        self.change_node_with(node, &[], verb, force, dry_run).await
+    }
+
+    /// As [`change_node`](Self::change_node), of a node that gives up its replicas together with others: those
+    /// count as nodes that take none.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn change_node_with(
+        &self,
+        node: NodeId,
+        others: &[NodeId],
+        verb: NodeVerb,
+        force: bool,
+        dry_run: bool,
+    ) -> Result<NodeChange, ClientError> {
+        let mut path = format!("/v1/cluster/nodes/{node}/{verb}?force={force}&dry_run={dry_run}");
+        if !others.is_empty() {
+            let others: Vec<String> = others.iter().map(NodeId::to_string).collect();
+            path.push_str(&format!("&with={}", others.join(",")));
+        }
         self.call(Call::write(Method::POST, path)).await?.json()
+    }
+
+    /// Why the replicas of a shard are where they are.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn explain_shard(&self, shard: ShardId) -> Result<ShardExplanation, ClientError> {
+        self.call(Call::read(Method::GET, format!("/v1/cluster/shards/{shard}/explain"))).await?.json()
+    }
+
+    /// Has placement plan at once, and returns what it decides; in a dry run only what it would decide.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn rebalance(&self, dry_run: bool) -> Result<DecisionList, ClientError> {
+        let request = RebalanceRequest { dry_run };
+        self.call(Call::write(Method::POST, "/v1/cluster/rebalance").json(&request)).await?.json()
+    }
+
+    /// The newest decisions of placement, at most `limit`: 1 to [`flotilla_api::DECISIONS_MAX`].
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn decisions(&self, limit: usize) -> Result<DecisionList, ClientError> {
+        self.call(Call::read(Method::GET, format!("/v1/cluster/decisions?limit={limit}"))).await?.json()
     }
 
     /// Recent events that the answering node remembers, oldest first.

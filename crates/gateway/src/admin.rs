@@ -7,9 +7,10 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use flotilla_api::{
-    AuthorityStatus, ChangeCollection, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection,
-    DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationList, ReplicationStats,
-    ScrubReport, Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    AuthorityStatus, Blocker, ChangeCollection, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection,
+    DecisionList, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationList,
+    ReplicationStats, ScrubReport, Setting, ShardExplanation, TokenId, TokenInfo, TokenReply, TokenRequest,
+    UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use futures_util::future::BoxFuture;
@@ -23,6 +24,17 @@ pub enum AdminError {
     /// There is no such node.
     #[error("there is no node {0}")]
     NodeNotFound(NodeId),
+    /// There is no such shard.
+    #[error("there is no shard {0}")]
+    ShardNotFound(ShardId),
+    /// Replicas cannot, or should not, leave their nodes.
+    #[error("{refusal}")]
+    Blocked {
+        /// What speaks against it, in words.
+        refusal: String,
+        /// The first of these replicas.
+        blockers: Vec<Blocker>,
+    },
     /// There is no such setting.
     #[error("there is no such setting; /v1/cluster/settings lists them")]
     SettingNotFound,
@@ -59,12 +71,14 @@ pub struct AuditEntry {
 }
 
 /// How a node's part in the cluster is changed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChangeOptions {
     /// Do it also where only `force` helps.
     pub force: bool,
     /// Do nothing, and say what would be done.
     pub dry_run: bool,
+    /// Other nodes whose replicas are to move away as well: they count as nodes that take none.
+    pub with: BTreeSet<NodeId>,
 }
 
 /// A change in progress.
@@ -121,6 +135,15 @@ pub trait Admin: Send + Sync + 'static {
 
     /// What changes shards now: the reports of all nodes that answer soon.
     fn operations(&self, deadline: Instant) -> AdminFuture<'_, OperationList>;
+
+    /// Why the replicas of a shard are where they are, as the leader of the metadata group sees it.
+    fn explain(&self, shard: ShardId, deadline: Instant) -> AdminFuture<'_, ShardExplanation>;
+
+    /// Has placement plan at once, and says what it decides; in a dry run only what it would decide.
+    fn rebalance(&self, dry_run: bool, deadline: Instant) -> AdminFuture<'_, DecisionList>;
+
+    /// The newest decisions of placement, at most `limit`.
+    fn decisions(&self, limit: usize, deadline: Instant) -> AdminFuture<'_, DecisionList>;
 
     /// How the scrubs of all nodes that answer soon stand. With `start`, a pass begins on each.
     fn scrub(&self, start: bool, deadline: Instant) -> AdminFuture<'_, ScrubReport>;

@@ -1,6 +1,6 @@
 //! Collections, nodes, shards, tokens and settings.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, str::FromStr};
 
 use axum::{
     Json,
@@ -9,9 +9,10 @@ use axum::{
 };
 use flotilla_api::{
     AuthorityStatus, ChangeCollection, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection,
-    DIGEST_SHARDS_MAX, DigestList, InvalidKeyId, InvalidTokenId, KeyId, KeyList, KeyReply, KeyRequest, NodeChange,
-    NodeList, NodeVerb, OperationInfo, OperationList, ProblemType, ScrubReport, Setting, SettingList, SettingRequest,
-    ShardInfo, ShardList, TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb, UpgradeStatus,
+    DECISIONS_DEFAULT, DECISIONS_MAX, DIGEST_SHARDS_MAX, DecisionList, DigestList, InvalidKeyId, InvalidTokenId, KeyId,
+    KeyList, KeyReply, KeyRequest, NodeChange, NodeList, NodeVerb, OperationInfo, OperationList, ProblemType,
+    RebalanceRequest, ScrubReport, Setting, SettingList, SettingRequest, ShardExplanation, ShardInfo, ShardList,
+    TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use serde_json::{Value, json};
@@ -23,6 +24,9 @@ use super::{
     raw::{Query, invalid, segment},
 };
 use crate::{ChangeOptions, StoreError};
+
+/// Nodes that may leave together with another one.
+const WITH_NODES_MAX: usize = 64;
 
 /// The last segment of the request's path, decoded.
 fn last_segment(request: &Request) -> Result<String, Refusal> {
@@ -60,6 +64,33 @@ pub(super) async fn operation(State(app): State<App>, request: Request) -> Resul
             "this operation is not under way; /v1/cluster/operations lists those that are",
         )
     })
+}
+
+/// `GET /v1/cluster/shards/{id}/explain`.
+pub(super) async fn explain(State(app): State<App>, request: Request) -> Result<Json<ShardExplanation>, Refusal> {
+    let id = request.uri().path().rsplit('/').nth(1).map(segment).transpose()?.unwrap_or_default();
+    let shard =
+        ShardId::from_str(&id).map_err(|_| invalid("the id of a shard must be `s` and a number, such as `s4`"))?;
+    Ok(Json(app.admin.explain(shard, deadline(request.headers())?.into_std()).await?))
+}
+
+/// `POST /v1/cluster/rebalance`.
+pub(super) async fn rebalance(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    let deadline = deadline(request.headers())?;
+    let body = body::read(&app, request, body::JSON_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
+    let bytes: &[u8] = if body.bytes.is_empty() { b"{}" } else { &body.bytes };
+    let RebalanceRequest { dry_run } = body::parse_json(bytes)?;
+    let list = app.admin.rebalance(dry_run, deadline.into_std()).await?;
+    Ok(audit::with_detail(Json(list), if dry_run { "dry run" } else { "now" }))
+}
+
+/// `GET /v1/cluster/decisions?limit=`.
+pub(super) async fn decisions(State(app): State<App>, request: Request) -> Result<Json<DecisionList>, Refusal> {
+    let limit = Query::parse(request.uri().query(), &["limit"])?.number("limit")?.unwrap_or(DECISIONS_DEFAULT);
+    if !(1..=DECISIONS_MAX).contains(&limit) {
+        return Err(invalid(format!("`limit` must be 1 to {DECISIONS_MAX}")));
+    }
+    Ok(Json(app.admin.decisions(limit, deadline(request.headers())?.into_std()).await?))
 }
 
 pub(super) async fn scrub(State(app): State<App>, request: Request) -> Result<Json<ScrubReport>, Refusal> {
@@ -219,7 +250,8 @@ pub(super) async fn remove_node(State(app): State<App>, request: Request) -> Res
     let node = node_id(&last_segment(&request)?)?;
     let force = Query::parse(request.uri().query(), &["force"])?.flag("force")?.unwrap_or(false);
     let deadline = deadline(request.headers())?.into_std();
-    app.admin.change_node(node, NodeVerb::Remove, ChangeOptions { force, dry_run: false }, deadline).await?;
+    let options = ChangeOptions { force, ..ChangeOptions::default() };
+    app.admin.change_node(node, NodeVerb::Remove, options, deadline).await?;
     Ok(Json(json!({ "removed": node })))
 }
 
@@ -230,17 +262,29 @@ pub(super) async fn change_node(State(app): State<App>, request: Request) -> Res
     let (verb, node) = (next()?, next()?);
     let verb: NodeVerb = verb.parse().map_err(|error: UnknownNodeVerb| invalid(error.to_string()))?;
     let node = node_id(&node)?;
-    let mut query = Query::parse(request.uri().query(), &["force", "dry_run"])?;
+    let mut query = Query::parse(request.uri().query(), &["force", "dry_run", "with"])?;
+    let with = query.text("with")?.map(|list| node_list(&list)).transpose()?.unwrap_or_default();
     let mut flag = |name| query.flag(name).map(|flag| flag.unwrap_or(false));
-    let options = ChangeOptions { force: flag("force")?, dry_run: flag("dry_run")? };
+    let options = ChangeOptions { force: flag("force")?, dry_run: flag("dry_run")?, with };
     let deadline = deadline(request.headers())?.into_std();
-    let change: NodeChange = app.admin.change_node(node, verb, options, deadline).await?;
     let detail = match options {
-        ChangeOptions { dry_run: true, .. } => "dry run",
-        ChangeOptions { force: true, .. } => "forced",
-        ChangeOptions { .. } => return Ok(Json(change).into_response()),
+        ChangeOptions { dry_run: true, .. } => Some("dry run"),
+        ChangeOptions { force: true, .. } => Some("forced"),
+        ChangeOptions { .. } => None,
     };
-    Ok(audit::with_detail(Json(change), detail))
+    let change: NodeChange = app.admin.change_node(node, verb, options, deadline).await?;
+    Ok(match detail {
+        Some(detail) => audit::with_detail(Json(change), detail),
+        None => Json(change).into_response(),
+    })
+}
+
+/// Parses a comma list of nodes within its limit.
+fn node_list(text: &str) -> Result<BTreeSet<NodeId>, Refusal> {
+    if text.split(',').count() > WITH_NODES_MAX {
+        return Err(invalid(format!("`with` may name {WITH_NODES_MAX} nodes")));
+    }
+    text.split(',').map(node_id).collect()
 }
 
 fn node_id(text: &str) -> Result<NodeId, Refusal> {
@@ -250,6 +294,15 @@ fn node_id(text: &str) -> Result<NodeId, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_of_nodes_is_bounded_and_every_id_must_parse() {
+        let ids: Vec<String> = (0..=WITH_NODES_MAX).map(|id| format!("n{id}")).collect();
+        assert_eq!(node_list(&ids[1..].join(",")).map(|nodes| nodes.len()).ok(), Some(WITH_NODES_MAX));
+        for bad in ["", "n4,", ",", "db-1", &ids.join(",")] {
+            assert!(node_list(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn a_list_of_shards_is_bounded_and_every_id_must_parse() {

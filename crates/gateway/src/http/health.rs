@@ -48,7 +48,7 @@ fn failing(checks: &[Check]) -> String {
 /// Drains this node. Forced, because the caller asks for what can be done: whatever another node can lead.
 pub(super) async fn drain(State(app): State<App>, request: Request) -> Result<Json<Value>, Refusal> {
     let deadline = deadline(request.headers())?.into_std();
-    let options = ChangeOptions { force: true, dry_run: false };
+    let options = ChangeOptions { force: true, ..ChangeOptions::default() };
     app.admin.change_node(app.admin.status().node, NodeVerb::Drain, options, deadline).await?;
     Ok(Json(json!({ "draining": true })))
 }

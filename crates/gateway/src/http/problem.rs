@@ -102,15 +102,22 @@ impl From<StoreError> for Refusal {
 
 impl From<AdminError> for Refusal {
     fn from(error: AdminError) -> Self {
+        let text = error.to_string();
         let kind = match error {
             AdminError::NodeNotFound(_) => ProblemType::NodeNotFound,
             AdminError::SettingNotFound => ProblemType::SettingNotFound,
             AdminError::SettingValue { .. } => ProblemType::InvalidArgument,
             AdminError::TokenNotFound(_) => ProblemType::TokenNotFound,
             AdminError::KeyNotFound(_) => ProblemType::ClientKeyNotFound,
+            AdminError::ShardNotFound(_) => ProblemType::ShardNotFound,
+            AdminError::Blocked { blockers, .. } => {
+                let mut refusal = Self::new(ProblemType::Blocked, text);
+                refusal.0.blockers = blockers;
+                return refusal;
+            }
             AdminError::Store(error) => return error.into(),
         };
-        Self::new(kind, error.to_string())
+        Self::new(kind, text)
     }
 }
 

@@ -100,6 +100,24 @@ fn table() -> Vec<Route> {
         ),
         route("/v1/cluster/shards", &[("/v1/cluster/shards", &["get"])], Rights::INSPECT, get(cluster::shards)),
         route(
+            "/v1/cluster/shards/{id}/explain",
+            &[("/v1/cluster/shards/{id}/explain", &["get"])],
+            Rights::INSPECT,
+            get(cluster::explain),
+        ),
+        route(
+            "/v1/cluster/rebalance",
+            &[("/v1/cluster/rebalance", &["post"])],
+            Rights::OPERATE,
+            post(cluster::rebalance),
+        ),
+        route(
+            "/v1/cluster/decisions",
+            &[("/v1/cluster/decisions", &["get"])],
+            Rights::INSPECT,
+            get(cluster::decisions),
+        ),
+        route(
             "/v1/cluster/operations",
             &[("/v1/cluster/operations", &["get"])],
             Rights::INSPECT,

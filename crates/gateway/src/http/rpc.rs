@@ -8,7 +8,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use flotilla_api::{NodeList, NodeVerb, ProblemType, TokenRequest};
+use flotilla_api::{NodeList, NodeVerb, ProblemType, RebalanceRequest, TokenRequest};
 use flotilla_types::NodeId;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
@@ -185,7 +185,7 @@ fn count_about_objects(calls: &Value) -> usize {
 fn right_of(method: &str) -> Right {
     match method {
         "cluster.join_token.create" | "objects.missing" | "objects.fetch" | "objects.pull" => Right::Administer,
-        "cluster.node.remove" => Right::Operate,
+        "cluster.node.remove" | "cluster.shard.rebalance" => Right::Operate,
         _ => Right::Inspect,
     }
 }
@@ -215,13 +215,17 @@ async fn dispatch(
             let NoParameters {} = parse(parameters)?;
             encode(app.admin.replication_stats(deadline).await.map_err(Refusal::from)?)
         }
+        "cluster.shard.rebalance" => {
+            let RebalanceRequest { dry_run } = parse(parameters)?;
+            encode(app.admin.rebalance(dry_run, deadline).await.map_err(Refusal::from)?)
+        }
         "cluster.join_token.create" => {
             let request: TokenRequest = parse(parameters)?;
             encode(app.admin.create_token(request, deadline).await.map_err(Refusal::from)?)
         }
         "cluster.node.remove" => {
             let RemoveNode { id, force } = parse(parameters)?;
-            let options = ChangeOptions { force, dry_run: false };
+            let options = ChangeOptions { force, ..ChangeOptions::default() };
             app.admin.change_node(id, NodeVerb::Remove, options, deadline).await.map_err(Refusal::from)?;
             Ok(json!({ "removed": id }))
         }

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_api::{
-    AuthorityStatus, ChangeCollection, Check, ClusterStatus, ConsistencyReport, CreateCollection, DigestList, Event,
-    FrameKind, FrameReader, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, ObjectNeed, OperationList,
-    ScrubReport, Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus, VALUE_REF_MEDIA_TYPE, put_frame,
+    AuthorityStatus, ChangeCollection, Check, ClusterStatus, ConsistencyReport, CreateCollection, DecisionList,
+    DigestList, Event, FrameKind, FrameReader, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, ObjectNeed,
+    OperationList, ScrubReport, Setting, ShardExplanation, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    VALUE_REF_MEDIA_TYPE, put_frame,
 };
 use flotilla_gateway::{
     Access, Admin, AdminFuture, AuditEntry, CLIENT_BYTES_MIN, ChangeOptions, ClientBudget, HttpConfig, KeyFacts, Keys,
@@ -19,6 +20,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::broadcast,
 };
+
+mod placement;
 
 use super::{values::content, *};
 
@@ -70,7 +73,28 @@ impl Admin for NoAdmin {
         revoke_key(KeyId, Instant) -> AdminFuture<'_, ()>;
         put_setting(String, u64, Instant) -> AdminFuture<'_, Setting>;
         finish_upgrade(Instant) -> AdminFuture<'_, UpgradeStatus>;
-        change_node(NodeId, NodeVerb, ChangeOptions, Instant) -> AdminFuture<'_, NodeChange>;
+    }
+
+    fn explain(&self, shard: ShardId, _: Instant) -> AdminFuture<'_, ShardExplanation> {
+        Box::pin(async move { placement::explain(shard) })
+    }
+
+    fn rebalance(&self, dry_run: bool, _: Instant) -> AdminFuture<'_, DecisionList> {
+        Box::pin(async move { Ok(placement::list(Some(dry_run), 1)) })
+    }
+
+    fn decisions(&self, limit: usize, _: Instant) -> AdminFuture<'_, DecisionList> {
+        Box::pin(async move { Ok(placement::list(None, limit)) })
+    }
+
+    fn change_node(
+        &self,
+        node: NodeId,
+        verb: NodeVerb,
+        options: ChangeOptions,
+        _: Instant,
+    ) -> AdminFuture<'_, NodeChange> {
+        Box::pin(async move { placement::change(node, verb, &options) })
     }
 }
 

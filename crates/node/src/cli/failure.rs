@@ -180,6 +180,7 @@ fn hint(error: &ClientError) -> Option<&'static str> {
             Some("`flotilla collection list` shows the collections; `collection create` adds one.")
         }
         Some(ProblemType::NodeNotFound) => Some("`flotilla nodes` shows the ids."),
+        Some(ProblemType::ShardNotFound) => Some("`flotilla shards` shows the ids."),
         Some(ProblemType::SettingNotFound) => Some("`flotilla setting list` shows the settings."),
         Some(ProblemType::TokenNotFound) => Some("`flotilla token list` shows the ids."),
         Some(ProblemType::CrossShard) => Some("Give the keys a common {tag}, so that they are in one shard."),

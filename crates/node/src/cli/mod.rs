@@ -18,6 +18,7 @@ mod operations;
 mod output;
 mod scrub;
 mod settings;
+mod shard;
 mod tokens;
 mod transfer;
 mod upgrade;
@@ -122,6 +123,9 @@ pub(crate) enum ClientCommand {
     /// Drain nodes, let them leave, remove them
     #[command(subcommand)]
     Node(nodes::NodeCommand),
+    /// Explain where the replicas of shards are, have that planned anew, and show what was decided
+    #[command(subcommand)]
+    Shard(shard::ShardCommand),
     /// Show what changes shards now: replicas that are added or removed, leaderships, snapshots
     #[command(subcommand)]
     Operation(operations::OperationCommand),
@@ -203,6 +207,7 @@ async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(),
         ClientCommand::Key(command) => keys::run(command, &client, output).await,
         ClientCommand::Setting(command) => settings::run(command, &client, output).await,
         ClientCommand::Node(command) => nodes::run(command, &client, options, output).await,
+        ClientCommand::Shard(command) => shard::run(command, &client, output).await,
         ClientCommand::Operation(command) => operations::run(command, &client, output).await,
         ClientCommand::Scrub(arguments) => scrub::run(&arguments, &client, output).await,
         ClientCommand::Upgrade(command) => upgrade::run(command, &client, output).await,

@@ -12,9 +12,9 @@ use std::{
 
 use flotilla_api::{
     AuthorityStatus, ChangeCollection, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection,
-    DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeTraffic, NodeVerb, OperationList,
-    RecordsDigest, ReplicaDigest, ReplicationStats, ScrubReport, Setting as ApiSetting, Sharding as ApiSharding,
-    TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    DecisionList, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeTraffic, NodeVerb,
+    OperationList, RecordsDigest, ReplicaDigest, ReplicationStats, ScrubReport, Setting as ApiSetting,
+    ShardExplanation, Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, StoreError};
@@ -34,8 +34,8 @@ use super::{
     consistency,
     events::Events,
     health, metrics,
-    node_change::{self, Facts},
-    operations, scrub, status,
+    node_change::{self, Facts, disks, preflight_of},
+    operations, placement, scrub, status,
 };
 
 /// Lifetime of a join token when the request names none.
@@ -183,19 +183,41 @@ impl NodeAdmin {
         options: ChangeOptions,
         deadline: Instant,
     ) -> Result<NodeChange, AdminError> {
-        let plan = || {
+        let moves_away = || self.topology.meta().node(node).is_some_and(|node| node.state.moves_replicas_away());
+        // What moves already is not refused any more.
+        let capacities = if matches!(verb, NodeVerb::Decommission | NodeVerb::Leave) && !moves_away() {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            self.shards.capacities(remaining.min(REPORT_TIMEOUT)).await
+        } else {
+            Vec::new()
+        };
+        let disks = Arc::new(disks(capacities));
+        let plan = async || {
+            let disks = disks.clone();
+            let (meta, topology, with) = (self.topology.meta(), self.topology.clone(), options.with.clone());
+            // On a thread of its own, because it visits all shards.
+            let work = move || preflight_of(&meta, |node| liveness(&topology, node), verb, node, &with, &disks);
+            let unavailable = |_| StoreError::Unavailable { shard: None, leader: None };
+            let preflight = tokio::task::spawn_blocking(work).await.map_err(unavailable)?;
             let (meta, status) = (self.topology.meta(), self.status());
             let record = meta.node(node).ok_or(AdminError::NodeNotFound(node))?;
             let liveness = |node| self.liveness(node);
-            let facts = Facts { meta: &meta, status: &status, liveness: &liveness };
+            let with = &options.with;
+            let facts = Facts { meta: &meta, status: &status, liveness: &liveness, with, preflight: &preflight };
             Ok::<_, AdminError>(facts.plan(record, verb, options.dry_run))
         };
-        let planned = plan()?;
+        let planned = plan().await?;
         if options.dry_run {
             return Ok(planned);
         }
         if let Some(refusal) = planned.refusal.filter(|_| !(options.force && planned.force_helps)) {
-            return Err(StoreError::Refused(refusal).into());
+            let blockers = planned.blockers;
+            let is_blocked = planned.force_helps && !blockers.is_empty();
+            return Err(if is_blocked {
+                AdminError::Blocked { refusal, blockers }
+            } else {
+                StoreError::Refused(refusal).into()
+            });
         }
         let command = node_change::command(node, verb);
         let wanted = match command {
@@ -205,7 +227,7 @@ impl NodeAdmin {
         self.propose(command, deadline).await?;
         // A node that is taken back may be gone by then.
         self.wait_until(deadline, |meta| meta.node(node).is_none_or(|node| node.state == wanted)).await;
-        plan()
+        plan().await
     }
 
     /// Whether new clients should use this node.
@@ -225,10 +247,7 @@ impl NodeAdmin {
 
     /// The liveness of a node for placement, now.
     fn liveness(&self, node: NodeId) -> Liveness {
-        match self.topology.liveness(node).0 {
-            MemberState::Alive => Liveness::Live,
-            _ => Liveness::Suspect,
-        }
+        liveness(&self.topology, node)
     }
 
     async fn finish(&self, deadline: Instant) -> Result<UpgradeStatus, AdminError> {
@@ -342,6 +361,14 @@ impl NodeAdmin {
         self.propose(MetaCommand::PutSetting { key, value: value.to_string() }, deadline).await?;
         self.wait_until(deadline, |meta| meta.setting(setting) == value).await;
         Ok(status::setting(setting, value))
+    }
+}
+
+/// The liveness of a node for placement, now.
+fn liveness(topology: &Topology, node: NodeId) -> Liveness {
+    match topology.liveness(node).0 {
+        MemberState::Alive => Liveness::Live,
+        _ => Liveness::Suspect,
     }
 }
 
@@ -466,6 +493,22 @@ impl Admin for NodeAdmin {
             let remaining = deadline.saturating_duration_since(Instant::now());
             let reports = self.shards.operations(remaining.min(REPORT_TIMEOUT)).await;
             Ok(operations::list(reports, &self.topology.meta(), clock::wall_ms()))
+        })
+    }
+
+    fn explain(&self, shard: ShardId, deadline: Instant) -> AdminFuture<'_, ShardExplanation> {
+        Box::pin(self.explain_shard(shard, deadline))
+    }
+
+    fn rebalance(&self, dry_run: bool, deadline: Instant) -> AdminFuture<'_, DecisionList> {
+        Box::pin(self.replan(dry_run, deadline))
+    }
+
+    fn decisions(&self, limit: usize, deadline: Instant) -> AdminFuture<'_, DecisionList> {
+        Box::pin(async move {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let reports = self.shards.decisions(limit, remaining.min(REPORT_TIMEOUT)).await;
+            Ok(placement::list(reports, limit, &self.topology.meta()))
         })
     }
 

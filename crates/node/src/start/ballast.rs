@@ -12,6 +12,7 @@ use std::{
     path::Path,
 };
 
+use flotilla_placement::Disk;
 use flotilla_storage::sync_dir;
 use rustix::{
     fs::{FallocateFlags, fallocate, statvfs},
@@ -70,9 +71,15 @@ pub(super) fn shortage(dir: &Path) -> Option<String> {
     Some(format!("the disk of {} is full ({} KiB are left): make room", dir.display(), available_bytes >> 10))
 }
 
-fn available_bytes(dir: &Path) -> io::Result<u64> {
+/// The disk of a folder.
+pub(super) fn disk(dir: &Path) -> io::Result<Disk> {
     let disk = statvfs(dir)?;
-    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+    Ok(Disk { bytes: bytes(disk.f_blocks), free_bytes: bytes(disk.f_bavail) })
+}
+
+fn available_bytes(dir: &Path) -> io::Result<u64> {
+    Ok(disk(dir)?.free_bytes)
 }
 
 fn try_prepare(dir: &Path, wanted_bytes: u64) -> io::Result<Step> {

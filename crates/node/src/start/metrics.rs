@@ -176,10 +176,17 @@ fn process(text: &mut Text) {
     if let Some(bytes) = resident_bytes() {
         text.one("flotilla_process_resident_bytes", "Resident memory of the process", bytes);
     }
-    let used = clock_gettime(ClockId::ProcessCPUTime);
+    let used_us = cpu_used_us();
     let name = "flotilla_process_cpu_seconds_total";
     let help = "CPU time used by the process";
-    text.family(name, COUNTER, help, [(String::new(), format!("{}.{:09}", used.tv_sec, used.tv_nsec))]);
+    text.family(name, COUNTER, help, [(String::new(), format!("{}.{:06}", used_us / 1_000_000, used_us % 1_000_000))]);
+}
+
+/// CPU time that the process has used, in microseconds.
+pub(super) fn cpu_used_us() -> u64 {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    let (seconds, nanoseconds) = (u64::try_from(used.tv_sec).unwrap_or(0), u64::try_from(used.tv_nsec).unwrap_or(0));
+    seconds * 1_000_000 + nanoseconds / 1_000
 }
 
 /// The resident memory of the process, in bytes. `None` without `/proc`.

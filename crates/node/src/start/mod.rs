@@ -21,6 +21,7 @@ mod machines;
 mod metrics;
 mod node_change;
 mod operations;
+mod placement;
 mod places;
 mod scrub;
 mod security;
@@ -42,7 +43,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use flotilla_control::{Control, ControlParts, LocalNode, MembershipConfig, RpcServer, Topology, notices};
+use flotilla_control::{Control, ControlParts, DiskReader, LocalNode, MembershipConfig, RpcServer, Topology, notices};
 use flotilla_failpoints::{Place, reached};
 use flotilla_gateway::{ClientBudget, GatewayStart, HttpConfig, Security, Store};
 use flotilla_identity::NodeIdentity;
@@ -249,6 +250,8 @@ async fn serve(
         seeds: seeds.iter().map(|(node, _)| *node).collect(),
         authority: authority_reader(custody.clone()),
         keep_evidence: evidence::keeper(&config.data_dir),
+        disk: disk_reader(config.data_dir.clone()),
+        cpu_used_us: Arc::new(metrics::cpu_used_us),
         events: publish,
         save_meta: metadata_writer(folder.clone()),
     })?;
@@ -267,7 +270,7 @@ async fn serve(
     };
     inbound.set_services(Services {
         host: host.handle(),
-        rpc: RpcServer::new(topology.clone(), host.handle(), Arc::new(desk.clone())),
+        rpc: RpcServer::new(shards.clone(), Arc::new(desk.clone())),
         gossip: control.gossip().clone(),
         join_admission: Arc::new(join_admission),
     });
@@ -443,6 +446,13 @@ async fn start_network(
 /// Reads the cluster authority, in the form in which it is sent to a new voter of the metadata group.
 fn authority_reader(custody: Arc<Custody>) -> Arc<dyn Fn() -> Option<Vec<u8>> + Send + Sync> {
     Arc::new(move || custody.to_give())
+}
+
+/// Reads how much disk the data folder has.
+fn disk_reader(data_dir: PathBuf) -> DiskReader {
+    Arc::new(move || {
+        ballast::disk(&data_dir).inspect_err(|error| tracing::debug!(%error, "the disk is not known")).ok()
+    })
 }
 
 /// Writes new metadata to the cache in the data folder.

@@ -2,15 +2,20 @@
 //!
 //! Pure: metadata, status and liveness go in, a plan comes out. The metadata group decides in the end.
 
+use std::collections::BTreeSet;
+
 use flotilla_api::{ClusterStatus, NodeChange, NodeVerb, ShardInfo};
+use flotilla_control::Capacity;
 use flotilla_meta::{Liveness, MetaCommand, MetaState, NodeRecord, NodeState as RecordState};
-use flotilla_placement::stuck_on;
+use flotilla_placement::{Disks, Obstacle, Preflight, preflight};
 use flotilla_types::{ClusterVersion, NodeId, ReplicaRole, ShardId};
 
-use super::status;
+use super::{placement, status};
 
 /// Shards that a plan names.
 const SHARDS_NAMED_MAX: usize = 10;
+/// Replicas that speak against a plan and are named.
+const BLOCKERS_NAMED_MAX: usize = 100;
 
 /// What is known of the cluster.
 pub(super) struct Facts<'a> {
@@ -18,6 +23,30 @@ pub(super) struct Facts<'a> {
     pub(super) status: &'a ClusterStatus,
     /// For placement; nothing counts as dead here.
     pub(super) liveness: &'a dyn Fn(NodeId) -> Liveness,
+    /// Other nodes whose replicas are to move away as well.
+    pub(super) with: &'a BTreeSet<NodeId>,
+    /// What [`preflight_of`] found.
+    pub(super) preflight: &'a Preflight,
+}
+
+/// Whether a node, and others with it, can give up their replicas: if that is what the verb is about. Visits all
+/// shards.
+pub(super) fn preflight_of(
+    meta: &MetaState,
+    liveness: impl Fn(NodeId) -> Liveness,
+    verb: NodeVerb,
+    node: NodeId,
+    with: &BTreeSet<NodeId>,
+    disks: &Disks,
+) -> Preflight {
+    let is_gone = meta.node(node).is_none_or(|record| record.state.is_gone());
+    match verb {
+        NodeVerb::Decommission | NodeVerb::Leave if !is_gone => {
+            let leaving = with.iter().copied().chain([node]).collect();
+            preflight(&meta.plan_input(liveness), &leaving, disks)
+        }
+        _ => Preflight::default(),
+    }
 }
 
 /// Why a verb is refused, and whether force does it all the same.
@@ -34,6 +63,20 @@ impl Refusal {
     fn unless_forced(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), force_helps: true }
     }
+}
+
+/// What nodes report of their disks and replicas.
+pub(super) fn disks(capacities: Vec<(NodeId, Option<Capacity>)>) -> Disks {
+    let mut disks = Disks::default();
+    for (node, capacity) in capacities {
+        let Capacity { disk, shards } = capacity.unwrap_or_default();
+        disks.nodes.extend(disk.map(|disk| (node, disk)));
+        for (shard, bytes) in shards {
+            let most = disks.shards.entry(shard).or_default();
+            *most = bytes.max(*most);
+        }
+    }
+    disks
 }
 
 /// The command that a verb proposes.
@@ -56,10 +99,7 @@ impl Facts<'_> {
         let replicas = self.meta.shards().filter(|shard| shard.descriptor.replica_on(node.id).is_some()).count();
         let stuck = match verb {
             NodeVerb::Drain => self.led_by_it_alone(node.id),
-            NodeVerb::Decommission | NodeVerb::Leave if !node.state.is_gone() => {
-                stuck_on(&self.meta.plan_input(self.liveness), node.id)
-            }
-            _ => Vec::new(),
+            _ => self.blocked_by(|why| why == Obstacle::NoNode),
         };
         let remaining = match verb {
             NodeVerb::Drain => led().filter(|shard| !stuck.contains(&shard.id)).count(),
@@ -78,9 +118,27 @@ impl Facts<'_> {
             remaining: remaining as u32,
             stuck_total: stuck.len() as u32,
             stuck: stuck.into_iter().take(SHARDS_NAMED_MAX).collect(),
+            moves: matches!(verb, NodeVerb::Decommission | NodeVerb::Leave)
+                .then(|| self.preflight.moves.get(&node.id).copied().unwrap_or(0) as u64),
+            move_bytes: self.preflight.bytes.get(&node.id).copied().filter(|bytes| *bytes > 0),
+            blockers_total: self.preflight.blockers.len() as u64,
+            blockers: self
+                .preflight
+                .blockers
+                .iter()
+                .take(BLOCKERS_NAMED_MAX)
+                .map(|found| placement::blocker(found, self.meta))
+                .collect(),
             force_helps: refusal.as_ref().is_some_and(|refusal| refusal.force_helps),
             refusal: refusal.map(|refusal| refusal.reason),
         }
+    }
+
+    /// Shards of which a replica cannot, or should not, leave its node.
+    fn blocked_by(&self, is_why: impl Fn(Obstacle) -> bool) -> Vec<ShardId> {
+        let found = self.preflight.blockers.iter().filter(|blocker| is_why(blocker.why));
+        let shards: BTreeSet<_> = found.map(|blocker| blocker.shard).collect();
+        shards.into_iter().collect()
     }
 
     /// Shards of which the node holds a voter, and no other node holds one that can lead now.
@@ -116,7 +174,8 @@ impl Facts<'_> {
                 ClusterVersion::DRAINING
             )));
         }
-        let is_last = || !self.meta.nodes().any(|other| other.id != id && other.state == RecordState::Active);
+        let stays = |other: &NodeRecord| other.id != id && !self.with.contains(&other.id);
+        let is_last = || !self.meta.nodes().any(|other| stays(other) && other.state == RecordState::Active);
         match verb {
             NodeVerb::Undrain | NodeVerb::Recommission => None,
             NodeVerb::Drain if node.state.moves_replicas_away() => Some(Refusal::always(format!(
@@ -132,15 +191,7 @@ impl Facts<'_> {
                     if stuck.len() == 1 { "it" } else { "them" }
                 )))
             }
-            NodeVerb::Decommission | NodeVerb::Leave if !stuck.is_empty() && !node.state.moves_replicas_away() => {
-                let others = self.meta.nodes().filter(|other| other.id != id);
-                let able = others.filter(|other| self.is_active(other.id) && self.lives(other.id)).count();
-                Some(Refusal::unless_forced(format!(
-                    "the {able} other active nodes that answer cannot take its replica of {}, because two replicas of a \
-                     shard are never on one node; add a node first. With force, {id} leaves as soon as they can",
-                    shards(stuck)
-                )))
-            }
+            NodeVerb::Decommission | NodeVerb::Leave if !node.state.moves_replicas_away() => self.blocked(id),
             NodeVerb::Remove if self.lives(id) || replicas > 0 => Some(Refusal::unless_forced(format!(
                 "node {id} is {} and holds {replicas} replicas; use `flotilla node leave {id}`, or stop it and wait until \
                  they are replaced, or use force (a shard without another live majority would lose writes)",
@@ -148,6 +199,40 @@ impl Facts<'_> {
             ))),
             _ => None,
         }
+    }
+}
+
+impl Facts<'_> {
+    /// Why a node's replicas cannot, or should not, move away.
+    fn blocked(&self, id: NodeId) -> Option<Refusal> {
+        let mut reasons = Vec::new();
+        let stuck = self.blocked_by(|why| why == Obstacle::NoNode);
+        if !stuck.is_empty() {
+            let others = self.meta.nodes().filter(|other| other.id != id && !self.with.contains(&other.id));
+            let able = others.filter(|other| self.is_active(other.id) && self.lives(other.id)).count();
+            reasons.push(format!(
+                "the {able} other active nodes that answer cannot take the replicas of {}, because two replicas of a shard \
+                 are never on one node; add a node first",
+                shards(&stuck)
+            ));
+        }
+        let unsettled = self.blocked_by(|why| why == Obstacle::Unsettled);
+        if !unsettled.is_empty() {
+            let text = "cannot change, because too few of their voters answer; bring them back first";
+            reasons.push(format!("{} {text}", shards(&unsettled)));
+        }
+        let closer = self.blocked_by(|why| matches!(why, Obstacle::Zone { .. }));
+        if !closer.is_empty() {
+            let text = "would have replicas closer together by their labels, and survive less; add a node first";
+            reasons.push(format!("{} {text}", shards(&closer)));
+        }
+        let full = self.blocked_by(|why| matches!(why, Obstacle::Disk { .. }));
+        if !full.is_empty() {
+            let text = "have no room on the disks of the nodes that would take them; make room or add a node first";
+            reasons.push(format!("{} {text}", shards(&full)));
+        }
+        let force = format!("With force, {id} leaves as soon as the others can take over");
+        (!reasons.is_empty()).then(|| Refusal::unless_forced(format!("{}. {force}", reasons.join("; "))))
     }
 }
 
@@ -163,6 +248,7 @@ fn shards(shards: &[ShardId]) -> String {
 #[cfg(test)]
 mod tests {
     use flotilla_api::NodeState;
+    use flotilla_placement::Disk;
     use flotilla_types::{Incarnation, VersionRange};
 
     use super::*;
@@ -198,7 +284,9 @@ mod tests {
         }))
         .expect("a status");
         let liveness = |node: NodeId| if down.contains(&node.0) { Liveness::Suspect } else { Liveness::Live };
-        let facts = Facts { meta: &meta, status: &status, liveness: &liveness };
+        let with = BTreeSet::new();
+        let preflight = preflight_of(&meta, liveness, verb, NodeId(1), &with, &Disks::default());
+        let facts = Facts { meta: &meta, status: &status, liveness: &liveness, with: &with, preflight: &preflight };
         facts.plan(meta.node(NodeId(1)).expect("node 1"), verb, true)
     }
 
@@ -226,6 +314,9 @@ mod tests {
         let metadata = cluster(3, &[vec![1, 2, 3]]);
         let plan = planned(&metadata, NodeVerb::Leave, &[]);
         assert_eq!((plan.replicas, plan.stuck_total), (2, 1), "another node can take the metadata group");
+        assert_eq!((plan.moves, plan.blockers_total), (Some(1), 1));
+        let blocker = &plan.blockers[0];
+        assert_eq!((blocker.shard, blocker.node, blocker.why.as_str()), (ShardId(1), NodeId(1), "no_node"));
         let refusal = plan.refusal.expect("a reason");
         assert!(plan.force_helps && refusal.contains("the 2 other active nodes"), "{refusal}");
         let mut metadata = cluster(4, &[vec![1, 2, 3]]);
@@ -239,6 +330,32 @@ mod tests {
         assert_eq!(planned(&metadata, NodeVerb::Leave, &[]).refusal, None, "it has left");
         let plan = planned(&metadata, NodeVerb::Undrain, &[]);
         assert!(plan.refusal.is_some() && !plan.force_helps, "it can never come back");
+    }
+
+    #[test]
+    fn a_leave_that_brings_replicas_closer_or_that_no_quorum_can_carry_out_is_refused_unless_forced() {
+        let mut metadata = cluster(4, &[vec![1, 2, 3]]);
+        for (node, zone) in [(1, "a"), (2, "b"), (3, "c"), (4, "b")] {
+            metadata.label(node, &format!("zone={zone}"));
+        }
+        let plan = planned(&metadata, NodeVerb::Decommission, &[]);
+        let refusal = plan.refusal.expect("a reason");
+        assert!(plan.force_helps && refusal.contains("1 shard (s1) would have replicas closer"), "{refusal}");
+        assert_eq!(plan.blockers[0].detail, "n4 would take it, and bring replicas closer (zone=b, as n2)");
+        metadata.label(4, "zone=a");
+        assert_eq!(planned(&metadata, NodeVerb::Decommission, &[]).refusal, None);
+        let plan = planned(&metadata, NodeVerb::Decommission, &[2, 3]);
+        let refusal = plan.refusal.expect("a reason");
+        assert!(plan.force_helps && refusal.contains("too few of their voters answer"), "{refusal}");
+        assert_eq!(plan.blockers[0].why, "unsettled");
+    }
+
+    #[test]
+    fn the_largest_replica_of_a_shard_counts_and_nodes_that_do_not_report_have_no_disk() {
+        let disk = Disk { bytes: 9, free_bytes: 8 };
+        let of = |disk, bytes| Some(Capacity { disk, shards: vec![(ShardId(4), bytes)] });
+        let found = disks(vec![(NodeId(1), of(Some(disk), 5)), (NodeId(2), None), (NodeId(3), of(None, 3))]);
+        assert_eq!((found.nodes, found.shards), ([(NodeId(1), disk)].into(), [(ShardId(4), 5)].into()));
     }
 
     #[test]

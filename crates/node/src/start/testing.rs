@@ -8,7 +8,9 @@ use flotilla_meta::{
 };
 use flotilla_placement::Sharding;
 use flotilla_replication::{GroupStatus, ReplicaStatus, Role};
-use flotilla_types::{ClusterId, ConfState, Locality, LogIndex, NodeId, ReplicaId, ShardId, Term, Timestamp};
+use flotilla_types::{
+    ClusterId, ConfState, Locality, LogIndex, NodeId, ReplicaId, ShardId, Term, Timestamp, VersionRange,
+};
 
 /// Shards of one collection.
 const SHARDS_EACH: usize = 256;
@@ -58,6 +60,19 @@ impl Metadata {
             });
         }
         self.state().shards().map(|shard| shard.id).filter(|shard| *shard != ShardId::META).collect()
+    }
+
+    /// Another start of a node, with these labels.
+    pub(super) fn label(&mut self, node: u64, labels: &str) {
+        let state = self.state();
+        let record = state.node(NodeId(node)).expect("a node").clone();
+        self.apply(&MetaCommand::UpdateNode {
+            node: record.id,
+            incarnation: record.incarnation.next(),
+            addresses: record.addresses,
+            locality: labels.parse().expect("labels"),
+            versions: state.announced(VersionRange::supported()),
+        });
     }
 
     pub(super) fn state(&self) -> Arc<MetaState> {

@@ -7,13 +7,17 @@ use std::{
 };
 
 use clap::Args;
-use flotilla_api::{ClusterStatus, NodeChange, NodeInfo, NodeState, NodeVerb};
+use flotilla_api::{Blocker, ClusterStatus, NodeChange, NodeInfo, NodeState, NodeVerb};
 use flotilla_client::{Client, ClientError};
 use flotilla_types::{NodeId, ShardId};
 use serde_json::json;
 
 use super::{ClientOptions, resolve};
-use crate::cli::{confirm::Confirmation, failure::Failure, output::Output};
+use crate::cli::{
+    confirm::Confirmation,
+    failure::Failure,
+    output::{Output, table},
+};
 
 /// Interval between two looks at the progress.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -50,24 +54,31 @@ pub(super) async fn run(
         let node = resolve(&status.nodes, text)?;
         nodes.insert(node.id, node);
     }
+    // Nodes that leave together take nothing from each other.
+    let others = |id: NodeId| nodes.keys().copied().filter(|other| *other != id).collect::<Vec<_>>();
     let mut plans = Vec::new();
     for id in nodes.keys() {
-        plans.push(client.change_node(*id, verb, arguments.force, true).await?);
+        plans.push(client.change_node_with(*id, &others(*id), verb, arguments.force, true).await?);
     }
     let text: Vec<_> = plans.iter().map(|plan| describe(plan, nodes[&plan.node])).collect();
+    let text = [text.join("\n"), blockers(&plans)].join("\n");
+    if arguments.confirmation.is_dry_run() {
+        output.show(&json!({ "nodes": plans }), |_| text.trim_end().to_owned())?;
+    }
     let refused = plans.iter().find(|plan| plan.refusal.is_some() && !(arguments.force && plan.force_helps));
     if let Some(NodeChange { refusal: Some(refusal), .. }) = refused {
         return Err(Failure::failed(format!("{refusal}\nnothing was done")));
     }
+    if arguments.confirmation.is_dry_run() {
+        return Ok(());
+    }
     // Only what cannot be taken back asks.
-    if (verb == NodeVerb::Leave || arguments.confirmation.is_dry_run())
-        && !arguments.confirmation.ask(&text.join("\n"))?
-    {
-        return if output.is_json() { output.json(&json!({ "nodes": plans })) } else { Ok(()) };
+    if verb == NodeVerb::Leave && !arguments.confirmation.ask(text.trim_end())? {
+        return Ok(());
     }
     let mut done = Vec::new();
     for id in nodes.keys() {
-        done.push(client.change_node(*id, verb, arguments.force, false).await?);
+        done.push(client.change_node_with(*id, &others(*id), verb, arguments.force, false).await?);
     }
     if arguments.wait {
         let others = Client::new(options.for_endpoints(endpoints(options, &status, &nodes))?)?;
@@ -78,6 +89,18 @@ pub(super) async fn run(
     }
     let summary = |done: &[NodeChange]| done.iter().map(outcome).collect::<Vec<_>>().join("\n");
     output.show(&json!({ "nodes": done }), |_| summary(&done))
+}
+
+/// The replicas that speak against it, which are the same in each of the plans.
+fn blockers(plans: &[NodeChange]) -> String {
+    let Some(plan) = plans.iter().find(|plan| !plan.blockers.is_empty()) else { return String::new() };
+    let rows = plan.blockers.iter().map(|blocker| {
+        let Blocker { shard, replica, node, why, detail } = blocker;
+        [shard.to_string(), replica.to_string(), node.to_string(), why.clone(), detail.clone()]
+    });
+    let more = plan.blockers_total.saturating_sub(plan.blockers.len() as u64);
+    let more = if more > 0 { format!("\nand {more} more") } else { String::new() };
+    format!("{}{more}", table(["SHARD", "REPLICA", "NODE", "BLOCKED BY", "WHY"], rows))
 }
 
 /// The given endpoints, and those of the nodes that stay: a node that leaves stops answering.
@@ -99,7 +122,9 @@ fn describe(plan: &NodeChange, node: &NodeInfo) -> String {
             )
         }
         NodeVerb::Decommission => {
-            format!("Moves the replicas ({replicas}) of {id} (\"{name}\") to other nodes; it stays.")
+            let moves = plan.moves.unwrap_or(0);
+            let bytes = plan.move_bytes.map(|bytes| format!(", {bytes} bytes")).unwrap_or_default();
+            format!("Moves {moves} of the replicas ({replicas}{bytes}) of {id} (\"{name}\") to other nodes; it stays.")
         }
         NodeVerb::Leave => format!(
             "Lets {id} (\"{name}\") leave for good: its replicas ({replicas}) are replaced on other nodes while it \
@@ -182,6 +207,8 @@ fn is_passing(error: &ClientError) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_types::ReplicaId;
+
     use super::*;
 
     fn change(verb: NodeVerb, state: NodeState, remaining: u32) -> NodeChange {
@@ -197,6 +224,10 @@ mod tests {
             remaining,
             stuck: Vec::new(),
             stuck_total,
+            moves: None,
+            move_bytes: None,
+            blockers: Vec::new(),
+            blockers_total: 0,
             refusal,
             force_helps: false,
         }
@@ -209,6 +240,23 @@ mod tests {
         assert!(!is_done(&change(NodeVerb::Drain, NodeState::Draining, 2)));
         assert!(is_done(&change(NodeVerb::Drain, NodeState::Draining, 0)), "nobody else can lead the rest");
         assert!(is_done(&change(NodeVerb::Undrain, NodeState::Active, 0)));
+    }
+
+    #[test]
+    fn blockers_are_named_once_for_nodes_that_leave_together() {
+        let blocker = Blocker {
+            shard: ShardId(7),
+            replica: ReplicaId(9),
+            node: NodeId(4),
+            why: "no_node".to_owned(),
+            detail: "no other node can take it".to_owned(),
+        };
+        let mut plan = change(NodeVerb::Decommission, NodeState::Active, 2);
+        assert_eq!(blockers(std::slice::from_ref(&plan)), "");
+        (plan.blockers, plan.blockers_total) = (vec![blocker], 3);
+        let text = blockers(&[plan.clone(), plan]);
+        assert_eq!(text.matches("no_node").count(), 1, "{text}");
+        assert!(["s7", "r9", "n4", "and 2 more"].iter().all(|part| text.contains(part)), "{text}");
     }
 
     #[test]

@@ -1,0 +1,122 @@
+//! What placement says, over HTTP: paths, parameters and refusals.
+
+use flotilla_api::{Blocker, DecisionInfo, PlacementAction};
+use flotilla_gateway::AdminError;
+use flotilla_types::ReplicaId;
+
+use super::*;
+
+const SHARD: ShardId = ShardId(4);
+
+pub(super) fn explain(shard: ShardId) -> Result<ShardExplanation, AdminError> {
+    if shard != SHARD {
+        return Err(AdminError::ShardNotFound(shard));
+    }
+    let (replicas, additions, undecided) = (Vec::new(), Vec::new(), Vec::new());
+    let (desired_replicas, too_few_nodes) = (3, false);
+    Ok(ShardExplanation { shard, decided_by: ME, desired_replicas, too_few_nodes, replicas, additions, undecided })
+}
+
+/// As many entries as the limit says.
+pub(super) fn list(dry_run: Option<bool>, limit: usize) -> DecisionList {
+    let entry = DecisionInfo {
+        at_ms: 1,
+        last_ms: 2,
+        count: 3,
+        decided_by: ME,
+        action: PlacementAction::None,
+        shard: None,
+        replica: None,
+        from: None,
+        to: None,
+        reason: "off".to_owned(),
+        detail: String::new(),
+        shards: Vec::new(),
+        shards_total: None,
+        alternatives: Vec::new(),
+    };
+    DecisionList { dry_run, decisions: vec![entry; limit], silent: Vec::new() }
+}
+
+/// Refused unless forced; what blocks is on the other nodes.
+pub(super) fn change(node: NodeId, verb: NodeVerb, options: &ChangeOptions) -> Result<NodeChange, AdminError> {
+    if options.force {
+        return Err(AdminError::NodeNotFound(node));
+    }
+    let blocker = |other: &NodeId| Blocker {
+        shard: SHARD,
+        replica: ReplicaId(7),
+        node: *other,
+        why: "no_node".to_owned(),
+        detail: verb.to_string(),
+    };
+    Err(AdminError::Blocked { refusal: "because".to_owned(), blockers: options.with.iter().map(blocker).collect() })
+}
+
+#[tokio::test]
+async fn an_explanation_is_of_one_shard_that_exists() {
+    let server = Server::start().await;
+    for id in ["s4", "4"] {
+        let found = server.get(&format!("/v1/cluster/shards/{id}/explain"), &[]).await;
+        assert_eq!((found.status, &found.json()["shard"]), (200, &json!("s4")));
+    }
+    let missing = server.get("/v1/cluster/shards/s5/explain", &[]).await;
+    assert_eq!(missing.problem(), (404, "shard_not_found".to_owned()));
+    for id in ["x", "s-1", "s"] {
+        let invalid = server.get(&format!("/v1/cluster/shards/{id}/explain"), &[]).await;
+        assert_eq!(invalid.problem(), (400, "invalid_argument".to_owned()), "{id}");
+    }
+}
+
+#[tokio::test]
+async fn a_rebalancing_is_a_dry_run_only_if_it_says_so() {
+    let server = Server::start().await;
+    let ask = async |body: &str| {
+        server.ask("POST /v1/cluster/rebalance", &[("content-type", "application/json")], body.as_bytes()).await
+    };
+    for (body, dry_run) in [("", false), ("{}", false), (r#"{"dry_run":true}"#, true)] {
+        assert_eq!(ask(body).await.json()["dry_run"], json!(dry_run), "{body}");
+    }
+    // A mistyped dry run must do nothing.
+    assert_eq!(ask(r#"{"dryrun":true}"#).await.status, 400);
+    let called = server.rpc("cluster.shard.rebalance", json!({ "dry_run": true })).await;
+    assert_eq!(called["result"]["dry_run"], json!(true));
+    let refused = server.rpc("cluster.shard.rebalance", json!({ "dryrun": true })).await;
+    assert!(refused["error"].is_object(), "{refused}");
+}
+
+#[tokio::test]
+async fn decisions_are_listed_up_to_a_limit() {
+    let server = Server::start().await;
+    let count = async |query: &str| {
+        let answer = server.get(&format!("/v1/cluster/decisions{query}"), &[]).await;
+        answer.json()["decisions"].as_array().map(Vec::len)
+    };
+    assert_eq!(
+        (count("").await, count("?limit=3").await, count("?limit=1000").await),
+        (Some(100), Some(3), Some(1_000))
+    );
+    for query in ["?limit=0", "?limit=1001", "?limit=x", "?n=3"] {
+        assert_eq!(count(query).await, None, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn nodes_that_leave_together_are_named_and_a_refusal_has_what_blocks() {
+    let server = Server::start().await;
+    let ask = async |query: &str| {
+        let line = format!("POST /v1/cluster/nodes/n3/decommission{query}");
+        server.ask(&line, &[("content-type", "application/json")], b"").await
+    };
+    let refused = ask("?with=n1,n2").await;
+    assert_eq!(refused.problem(), (409, "blocked".to_owned()));
+    let problem = refused.json();
+    assert_eq!((&problem["detail"], &problem["retryable"]), (&json!("because"), &json!(false)));
+    let blocker = json!({
+        "shard": "s4", "replica": "r7", "node": "n1", "why": "no_node", "detail": "decommission",
+    });
+    assert_eq!(problem["blockers"][0], blocker);
+    assert_eq!(problem["blockers"].as_array().map(Vec::len), Some(2));
+    assert_eq!(ask("?with=n1,").await.status, 400);
+    assert_eq!(ask("?force=true").await.problem(), (404, "node_not_found".to_owned()));
+}
