@@ -64,6 +64,7 @@ fn request(kind: &peer::request::Kind) -> String {
         Kind::GiveUp(order) => format!("give up r{}, which differs at {}", order.replica, order.index),
         Kind::ReadComparisons(_) => "comparisons".to_owned(),
         Kind::ReadValueTraffic(_) => "value traffic".to_owned(),
+        Kind::Prefetch(_) => "prefetch".to_owned(),
         Kind::AskPlacement(ask) => format!("placement, question {} on s{}", ask.question, ask.shard),
         Kind::ReadCapacity(_) => "capacity".to_owned(),
         Kind::RotateAuthority(_) => "rotate the authority".to_owned(),

@@ -206,10 +206,11 @@ impl World {
                 self.give_up(node, running, from, (shard, replica), &evidence);
                 self.answer(node, from, call, Ok(Answered { payload: Bytes::new(), clock: Timestamp::ZERO }));
             }
-            // There are no certificates here, and no operator asks.
+            // There are no certificates here, no large values at gateways, and no operator asks.
             PeerRequest::Operations
             | PeerRequest::Comparisons
             | PeerRequest::ValueTraffic
+            | PeerRequest::Prefetch { .. }
             | PeerRequest::Placement(_)
             | PeerRequest::Capacity
             | PeerRequest::Scrub { .. }
