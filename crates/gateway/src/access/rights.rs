@@ -9,13 +9,13 @@ use flotilla_types::Role;
 pub enum Right {
     /// Whether the node lives and serves. Needs no key.
     Probe,
-    /// See the cluster: status, nodes, shards, operations, events, metrics, settings.
+    /// See the cluster: status, nodes, shards, operations, decisions of placement, events, metrics, settings.
     Inspect,
     /// Read records of the key's collections.
     Read,
     /// Write records of the key's collections.
     Write,
-    /// Run the cluster: nodes, shards, collections, settings, upgrades.
+    /// Run the cluster: nodes, shards, rebalancing, collections, settings, upgrades.
     Operate,
     /// Give and take access: client keys, join tokens, the authority.
     Administer,
@@ -25,10 +25,14 @@ pub enum Right {
 /// this table.
 pub const TABLE: [(Right, &str, &[Role]); 6] = [
     (Right::Probe, "liveness, health and readiness", &Role::ALL),
-    (Right::Inspect, "status, nodes, shards, operations, events, metrics, settings", &Role::ALL),
+    (
+        Right::Inspect,
+        "status, nodes, shards, operations, decisions of placement, events, metrics, settings",
+        &Role::ALL,
+    ),
     (Right::Read, "read records of the key's collections", &[Role::Reader, Role::Writer, Role::Admin]),
     (Right::Write, "write records of the key's collections", &[Role::Writer, Role::Admin]),
-    (Right::Operate, "nodes, shards, collections, settings, upgrades", &[Role::Operator, Role::Admin]),
+    (Right::Operate, "nodes, shards, rebalancing, collections, settings, upgrades", &[Role::Operator, Role::Admin]),
     (Right::Administer, "client keys, join tokens, audit log, authority", &[Role::Admin]),
 ];
 
