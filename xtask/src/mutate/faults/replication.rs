@@ -830,4 +830,22 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-replication"),
         also: None,
     },
+    Fault {
+        name: "values-end-with-the-first-node-that-lacks-them",
+        what: "a pull of what records refer to ends when the node that is asked first lacks much of it",
+        file: "crates/replication/src/work/pull.rs",
+        before: "self.sources[at].has_all && self.order.is_of_snapshot()",
+        after: "self.sources[at].has_all",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
+    Fault {
+        name: "leader-without-room-stays",
+        what: "a leader whose disk does not take what commands refer to keeps its leadership",
+        file: "crates/replication/src/core/gate.rs",
+        before: "                self.give_way(id);\n",
+        after: "",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
 ];
