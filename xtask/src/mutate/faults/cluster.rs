@@ -732,4 +732,22 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-meta"),
         also: None,
     },
+    Fault {
+        name: "damage-ends-a-reader",
+        what: "an object that is found damaged while a value is read is an error, whoever else has it",
+        file: "crates/gateway/src/store/values/reader.rs",
+        before: "            None => self.hold.restore(slice.need, &self.from).await?,",
+        after: "            None => return Err(StoreError::ObjectsUnavailable),",
+        runner: Runner::Tests("flotilla-gateway"),
+        also: None,
+    },
+    Fault {
+        name: "long-requests-of-strangers",
+        what: "a Redis client that has not authenticated may announce the longest value",
+        file: "crates/gateway-redis/src/decode.rs",
+        before: "sender == Sender::Unauthenticated && length > UNAUTHENTICATED_BULK_BYTES_MAX",
+        after: "sender == Sender::Unauthenticated && length > limits.bulk_bytes_max",
+        runner: Runner::Tests("flotilla-gateway-redis"),
+        also: None,
+    },
 ];
