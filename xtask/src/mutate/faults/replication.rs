@@ -645,7 +645,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "gathered-or-not",
         what: "a tail is stepped although its objects could not be fetched",
         file: "crates/replication/src/core/gate.rs",
-        before: "        if !complete {\n            self.drop_parked(id);\n            return;\n        }\n",
+        before: "        if end != GatherEnd::Complete {\n            self.drop_parked(id);\n            return;\n        }\n",
         after: "",
         runner: Runner::Tests("flotilla-replication"),
         also: None,
