@@ -504,6 +504,9 @@ impl Pull {
                 if let Some(object) = rest.next() {
                     self.supply.put_back(object);
                     self.supply.lacks(object, at);
+                    if let Some(number) = self.supply.number_without_holder(object) {
+                        self.ask_again(number);
+                    }
                 }
                 // The others promise nothing, and the pull goes on without them.
                 if self.sources[at].gone > GONE_MAX {
@@ -536,7 +539,8 @@ impl Pull {
         let Some(InFlight { asked_before, .. }) = self.in_flight.remove(&request.number) else { return };
         let at = request.at;
         if request.asks {
-            (self.sources[at].asking, self.sources[at].asked) = (false, asked_before);
+            self.sources[at].asking = false;
+            self.sources[at].asked = self.sources[at].asked.min(asked_before);
         } else {
             self.sources[at].in_flight -= 1;
             self.put_back(request.objects, Some(at));
@@ -567,6 +571,13 @@ impl Pull {
     fn lose(&mut self, at: usize) {
         self.sources[at].lost = true;
         self.supply.lose(at);
+        self.ask_again(0);
+    }
+
+    /// Sources are asked again about what waits from this object on: what was requested when they were asked was left
+    /// out.
+    fn ask_again(&mut self, from: usize) {
+        self.sources.iter_mut().for_each(|source| source.asked = source.asked.min(from));
     }
 
     /// Makes the pulled objects durable.

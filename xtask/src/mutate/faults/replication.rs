@@ -848,4 +848,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-replication"),
         also: None,
     },
+    Fault {
+        name: "requested-objects-left-out",
+        what: "a source is never asked about what another one was requested for when it was asked",
+        file: "crates/replication/src/work/pull.rs",
+        before: "        self.supply.lose(at);\n        self.ask_again(0);\n",
+        after: "        self.supply.lose(at);\n",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
 ];
