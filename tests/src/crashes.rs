@@ -117,7 +117,7 @@ fn trigger(place: Place) -> Trigger {
         // A segment gets its table of contents when it is full; no load of these runs fills one.
         ObjectsBeforeFooter | ObjectsFooterWritten => Trigger::Never,
         // They change numbers, and crash nothing.
-        ObjectsGrace | ClockWall | ApplyFlaw => Trigger::Never,
+        ObjectsGrace | ClockWall | ApplyFlaw | SnapshotFlaw => Trigger::Never,
     }
 }
 

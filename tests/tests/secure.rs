@@ -154,10 +154,22 @@ async fn redis_commands(cluster: &Cluster, keys: &BTreeMap<Role, String>) {
         assert!(redis(&mut anonymous, command).await.starts_with("-NOAUTH"), "{command} without a key");
     }
     assert!(redis(&mut anonymous, "AUTH wrong").await.starts_with("-"));
+    // Whoever has no key makes the node reserve no memory.
+    for (announced, refusal) in [
+        ("*2\r\n$4\r\nAUTH\r\n$67108864", "-ERR Protocol error: unauthenticated bulk length"),
+        ("*1000000", "-ERR Protocol error: unauthenticated multibulk length"),
+    ] {
+        let mut anonymous = connect(cluster, at).await;
+        assert_eq!(redis(&mut anonymous, announced).await, refusal);
+        assert_eq!(anonymous.read(&mut [0]).await.expect("a closed connection"), 0);
+    }
     for (role, key) in keys {
         let mut connection = connect(cluster, at).await;
         assert_eq!(redis(&mut connection, &format!("AUTH default {key}")).await, "+OK");
         assert_eq!(redis(&mut connection, "PING").await, "+PONG");
+        let long = format!("*2\r\n$4\r\nECHO\r\n$20000\r\n{}", "x".repeat(20_000));
+        assert_eq!(redis(&mut connection, &long).await, "$20000");
+        assert_eq!(redis(&mut connection, "").await.len(), 20_000);
         let (may_read, may_write) = match role {
             Role::Reader => (true, false),
             Role::Writer | Role::Admin => (true, true),

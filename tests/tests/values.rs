@@ -1,29 +1,17 @@
 //! Large values: their objects travel once, every replica has them, crashes lose none, and their space comes back.
 
-use std::{
-    fs,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use flotilla_api::{CreateCollection, Sharding};
-use flotilla_client::{Client, PutOptions};
-use flotilla_local_cluster::Cluster;
-use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
+use flotilla_client::PutOptions;
 
 use flotilla_tests::support::{
-    Mode, SMALL_LIMITS, client, eventually, metrics, start, start_in, start_with, wait_caught_up, wait_replicated,
+    Mode, SMALL_LIMITS, client, eventually, start, start_in, start_with,
+    values::{assert_all_serve, assert_serves, content, objects_bytes, put, sum},
+    wait_caught_up, wait_replicated,
 };
 
 const MIB: usize = 1 << 20;
-
-/// Content that has nothing in common with that of another seed.
-fn content(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut content = vec![0; bytes];
-    SmallRng::seed_from_u64(seed).fill(&mut content[..]);
-    content
-}
 
 /// A collection of one shard.
 fn one_shard(name: &str) -> CreateCollection {
@@ -36,28 +24,6 @@ fn one_shard(name: &str) -> CreateCollection {
         objects_from: None,
         chunk: None,
     }
-}
-
-async fn put(client: &Client, key: &str, content: &[u8]) {
-    let value = Bytes::copy_from_slice(content);
-    client.put("default", key.as_bytes(), value, &PutOptions::default()).await.expect("a put");
-}
-
-/// Asserts that a node serves this value.
-async fn assert_serves(cluster: &Cluster, i: usize, key: &str, content: &[u8]) {
-    let record = client(cluster, i).get("default", key.as_bytes()).await.expect("a read").expect("a record");
-    assert!(record.value == content, "{key} through node {i}: {} bytes that differ", record.value.len());
-}
-
-/// The sum of a counter over all nodes.
-async fn sum(cluster: &Cluster, name: &str) -> u64 {
-    let mut sum = 0;
-    for i in 1..=cluster.len() {
-        let answer = metrics(cluster, i).await.expect("an answer");
-        let values = answer.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next());
-        sum += values.filter_map(|value| value.parse::<f64>().ok()).sum::<f64>() as u64;
-    }
-    sum
 }
 
 async fn a_value_travels_once(mode: Mode) {
@@ -165,16 +131,6 @@ async fn no_acknowledged_value_is_lost_whoever_crashes() {
     assert_eq!(cluster.unexpected_exits().expect("processes"), []);
 }
 
-fn bytes_below(path: &Path) -> u64 {
-    let entries = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
-    let bytes = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path()),
-        Ok(metadata) => metadata.len(),
-        Err(_) => 0,
-    };
-    entries.map(bytes).sum()
-}
-
 #[tokio::test]
 async fn the_space_of_values_that_were_overwritten_comes_back() {
     let cluster = start_with(3, &SMALL_LIMITS).await;
@@ -189,8 +145,7 @@ async fn the_space_of_values_that_were_overwritten_comes_back() {
         for n in 0..50 {
             put(&client(&cluster, 1), &format!("small {n}"), &[b'x'; 500]).await;
         }
-        let objects = |i| cluster.node(i).expect("a node").data_dir.join("state/objects");
-        let used: Vec<_> = (1..=3).map(|i| bytes_below(&objects(i))).collect();
+        let used: Vec<_> = (1..=3).map(|i| objects_bytes(&cluster, i)).collect();
         assert!(used.iter().all(|used| *used > bytes as u64), "the value is somewhere: {used:?} bytes");
         // The value, what is not collected yet, and a segment that is being written.
         if used.iter().all(|used| *used < 10 * bytes as u64) { Ok(()) } else { Err(format!("{used:?} bytes")) }
@@ -198,15 +153,6 @@ async fn the_space_of_values_that_were_overwritten_comes_back() {
     .await;
     for i in 1..=3 {
         assert_serves(&cluster, i, "same", &last).await;
-    }
-}
-
-/// Asserts that every node serves these values.
-async fn assert_all_serve(cluster: &Cluster, values: &[(&str, Vec<u8>)]) {
-    for i in 1..=cluster.len() {
-        for (key, content) in values {
-            assert_serves(cluster, i, key, content).await;
-        }
     }
 }
 

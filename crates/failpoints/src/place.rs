@@ -145,6 +145,8 @@ places! {
     SnapshotSynced = "snapshot::synced",
     /// Before objects are read for a peer.
     SnapshotServe = "snapshot::serve",
+    /// An object was read for a peer: with a number, the byte at that offset is sent as another one.
+    SnapshotFlaw = "snapshot::flaw",
     /// Before an object is written. May fail.
     ObjectsBeforeAppend = "objects::before_append",
     /// A segment file is created and its header written; its name is not synced.

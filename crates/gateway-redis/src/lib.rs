@@ -39,7 +39,7 @@ pub use compute::{
     BitFieldAction, BitFieldOverflow, BitFieldStep, BitOperation, BitUnit, Compute, Lcs, LcsReply, ObjectQuery,
 };
 pub use database::Database;
-pub use decode::{Decoder, DecoderLimits, ProtocolError, Request};
+pub use decode::{Decoder, DecoderLimits, ProtocolError, Request, Sender};
 pub use dump::PayloadError;
 pub use error::CommandError;
 pub use float::Float;

@@ -408,6 +408,29 @@ impl Cluster {
         Ok(folder::copy(&backup, &data)?)
     }
 
+    /// Copies one folder of the stopped node `i` to its backup, in place of an earlier copy of it.
+    ///
+    /// # Errors
+    /// It is running, or copying fails.
+    pub fn backup_folder(&mut self, i: usize, within: &Path) -> Result<(), ClusterError> {
+        let data = self.data_of_stopped(i)?;
+        Ok(folder::copy(&data.join(within), &data.with_extension("backup").join(within))?)
+    }
+
+    /// Replaces one folder of the stopped node `i` by its backup from [`Cluster::backup_folder`], and leaves the
+    /// rest as it is.
+    ///
+    /// # Errors
+    /// It is running, there is no backup, or copying fails.
+    pub fn restore_folder(&mut self, i: usize, within: &Path) -> Result<(), ClusterError> {
+        let data = self.data_of_stopped(i)?;
+        let backup = data.with_extension("backup").join(within);
+        if !backup.is_dir() {
+            return Err(ClusterError::NoBackup(i));
+        }
+        Ok(folder::copy(&backup, &data.join(within))?)
+    }
+
     /// Waits until every running node is ready and reports a leader and all replicas for every shard, as far
     /// as the number of running nodes allows.
     ///

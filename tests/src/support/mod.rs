@@ -3,6 +3,7 @@
 
 mod connection;
 mod shape;
+pub mod values;
 mod verify;
 mod workload;
 

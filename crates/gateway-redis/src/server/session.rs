@@ -11,7 +11,8 @@ use flotilla_gateway::{Access, Denied, Grant, Right};
 
 use super::{REDIS_VERSION, pause::Pause};
 use crate::{
-    ClientCommand, ClientInfo, Command, CommandError, Database, Hello, Protocol, Reply, ReplyMode, ScriptCommand, Spec,
+    ClientCommand, ClientInfo, Command, CommandError, Database, Hello, Protocol, Reply, ReplyMode, ScriptCommand,
+    Sender, Spec,
     answer::integer,
     clients::{Client, Clients, Profile},
     clock, config_reply,
@@ -81,6 +82,11 @@ impl Session {
     pub(super) fn select(&mut self, database: Database) {
         self.database = database;
         self.client.update(|profile| profile.database = database);
+    }
+
+    /// Who sends what this connection receives. A key that was revoked counts until the next request is refused.
+    pub(super) fn sender(&self, access: &Access) -> Sender {
+        if access.needs_key() && self.grant.is_none() { Sender::Unauthenticated } else { Sender::Authenticated }
     }
 
     pub(super) fn caller(&self) -> Caller {
@@ -273,6 +279,8 @@ fn script(command: ScriptCommand, scripts: &Scripts) -> Reply {
 mod tests {
     use std::net::SocketAddr;
 
+    use flotilla_gateway::{KeyFacts, Keys};
+
     use super::*;
     use crate::parse::testing::parsed;
 
@@ -340,6 +348,25 @@ mod tests {
         assert!(server.session.has_quit);
         let list = server.answer(&format!("CLIENT LIST ID {}", other.id));
         assert!(matches!(list, Reply::Verbatim(text) if text.lines().count() == 1));
+    }
+
+    #[test]
+    fn who_sends_has_authenticated_if_access_is_open_or_a_key_was_given() {
+        struct NoKeys;
+        impl Keys for NoKeys {
+            fn key(&self, _: u64) -> Option<KeyFacts> {
+                None
+            }
+        }
+        let mut server = Server::new();
+        let closed = Access::by_keys(Arc::new(NoKeys));
+        assert_eq!(server.session.sender(&Access::open()), Sender::Authenticated);
+        assert_eq!(server.session.sender(&closed), Sender::Unauthenticated);
+        // While access is open any password is a key.
+        assert_eq!(server.answer("AUTH default p"), Reply::OK);
+        assert_eq!(server.session.sender(&closed), Sender::Authenticated);
+        assert_eq!(server.answer("RESET"), Reply::Simple("RESET"));
+        assert_eq!(server.session.sender(&closed), Sender::Unauthenticated);
     }
 
     #[test]

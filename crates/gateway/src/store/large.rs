@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Found, Store, StoreError, Written, collection_of,
-    values::{Hold, ValueReader, ValueWriter, Values, failed},
+    values::{Damaged, Hold, ValueReader, ValueWriter, Values, held_object},
 };
 
 /// How often a record is read again because its objects were gone: it was overwritten each time.
@@ -383,7 +383,8 @@ impl Store {
 /// Cuts the content of a reference again, whose objects are here, and compares. Returns the content of a short one.
 ///
 /// # Errors
-/// [`StoreError::WrongReference`] if another reference comes out, or none.
+/// [`StoreError::WrongReference`] if another reference comes out, or none; [`StoreError::ObjectsMissing`] if an object
+/// is found damaged.
 fn recut(
     objects: &dyn ValueObjects,
     value: &ValueRef,
@@ -396,7 +397,9 @@ fn recut(
     let mut short = BytesMut::new();
     while let Some(step) = reader.step() {
         let (Step::List(need) | Step::Chunk(Slice { need, .. })) = step;
-        let object = objects.object(need.id).map_err(|error| failed(&error))?;
+        // The client has it at hand.
+        let missing = |Damaged(need)| StoreError::ObjectsMissing { missing: vec![need.id] };
+        let object = held_object(objects, &need)?.map_err(missing)?;
         match step {
             Step::List(_) => reader.supply(&object).map_err(|_| wrong.clone())?,
             Step::Chunk(slice) => {

@@ -13,7 +13,7 @@ use flotilla_values::{Need, Plan, ValueRef};
 
 use super::{
     Store, StoreError,
-    values::{Encoding, HOLD_TIME, Hold, UPLOAD_TIME, Values, failed, frame_bytes},
+    values::{Damaged, Encoding, HOLD_TIME, Hold, UPLOAD_TIME, Values, frame_bytes, held_object},
 };
 
 /// Bytes of frames that are read together.
@@ -22,6 +22,8 @@ const FRAMES_BYTES_MAX: usize = 256 << 10;
 const FETCHED_BYTES_MAX: usize = 8 << 20;
 /// How often a record is read again because its objects were gone.
 const TRIES_MAX: usize = 4;
+/// Objects that one call, or one batch of an answer, finds damaged here and fetches again.
+const RESTORED_MAX: usize = 1_024;
 
 /// What an upload lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub(crate) struct Lacking {
 /// Objects of a record, batch by batch, in the order in which they were asked for.
 pub(crate) struct RecordObjects {
     hold: Option<Hold>,
+    /// The nodes that have them.
+    from: Vec<NodeId>,
     objects: VecDeque<Option<Need>>,
     encoding: Encoding,
 }
@@ -108,15 +112,16 @@ impl Store {
             let Some(found) = self.get_one(collection, key.clone(), deadline).await? else { return Ok(None) };
             let Content::Large(value) = &found.value.content else {
                 let objects = ids.iter().map(|_| None).collect();
-                return Ok(Some(RecordObjects { hold: None, objects, encoding }));
+                return Ok(Some(RecordObjects { hold: None, from: Vec::new(), objects, encoding }));
             };
             let hold = Hold::begin(self.values())?;
             let time_left: Duration = deadline.saturating_duration_since(Instant::now());
-            match hold.gather(&value.refs(), self.nodes_of(found.shard), time_left).await {
+            let from = self.nodes_of(found.shard);
+            match hold.gather(&value.refs(), from.clone(), time_left).await {
                 Ok(()) => {
-                    let known = self.values().find(value.clone(), ids.iter().copied().collect()).await?;
+                    let known = hold.find(value, &ids.iter().copied().collect(), &from).await?;
                     let objects = ids.iter().map(|id| known.get(id).copied()).collect();
-                    return Ok(Some(RecordObjects { hold: Some(hold), objects, encoding }));
+                    return Ok(Some(RecordObjects { hold: Some(hold), from, objects, encoding }));
                 }
                 Err(StoreError::ObjectsMissing { .. }) if version.replace(found.version) != Some(found.version) => {}
                 Err(StoreError::ObjectsMissing { .. }) => break,
@@ -145,17 +150,46 @@ impl RecordObjects {
         match &mut self.hold {
             Some(hold) => {
                 hold.renew()?;
-                hold.values().load_frames(batch, self.encoding).await.map(Some)
+                hold.load_frames(batch, self.encoding, &self.from).await.map(Some)
             }
             None => Values::absent_frames(batch.len(), self.encoding).map(Some),
         }
     }
 }
 
-impl Values {
-    /// Those of these objects that are part of a value whose objects are here.
-    async fn find(&self, value: ValueRef, ids: BTreeSet<ObjectId>) -> Result<BTreeMap<ObjectId, Need>, StoreError> {
-        self.work(0, move |objects| find(objects, &value, &ids)).await?
+impl Hold {
+    /// Those of these objects that are part of a value whose objects are held. Lists that are damaged here come from
+    /// other nodes again.
+    async fn find(
+        &self,
+        value: &ValueRef,
+        ids: &BTreeSet<ObjectId>,
+        from: &[NodeId],
+    ) -> Result<BTreeMap<ObjectId, Need>, StoreError> {
+        for _ in 0..RESTORED_MAX {
+            let (value, ids) = (value.clone(), ids.clone());
+            match self.values().work(0, move |objects| find(objects, &value, &ids)).await?? {
+                Ok(found) => return Ok(found),
+                Err(Damaged(list)) => drop(self.restore(list, from).await?),
+            }
+        }
+        Err(StoreError::ObjectsUnavailable)
+    }
+
+    /// The frames of objects that are held. Those that are damaged here come from other nodes again.
+    async fn load_frames(
+        &self,
+        objects: Vec<Option<Need>>,
+        encoding: Encoding,
+        from: &[NodeId],
+    ) -> Result<Bytes, StoreError> {
+        for _ in 0..RESTORED_MAX {
+            match self.values().load_frames(objects.clone(), encoding).await? {
+                Ok(frames) => return Ok(frames),
+                Err(Damaged(object)) => drop(self.restore(object, from).await?),
+            }
+        }
+        Err(StoreError::ObjectsUnavailable)
     }
 }
 
@@ -163,7 +197,7 @@ fn find(
     objects: &dyn ValueObjects,
     value: &ValueRef,
     ids: &BTreeSet<ObjectId>,
-) -> Result<BTreeMap<ObjectId, Need>, StoreError> {
+) -> Result<Result<BTreeMap<ObjectId, Need>, Damaged>, StoreError> {
     let mut plan = Plan::new(value);
     let mut found = BTreeMap::new();
     loop {
@@ -174,14 +208,17 @@ fn find(
             }
         }
         if found.len() == ids.len() {
-            return Ok(found);
+            return Ok(Ok(found));
         }
         for need in level.iter().filter(|need| need.kind != flotilla_values::Kind::Chunk) {
-            let list = objects.object(need.id).map_err(|error| failed(&error))?;
+            let list = match held_object(objects, need)? {
+                Ok(list) => list,
+                Err(damaged) => return Ok(Err(damaged)),
+            };
             plan.supply(need, &list).map_err(|_| StoreError::ObjectsUnavailable)?;
         }
         if !plan.descend().map_err(|_| StoreError::ObjectsUnavailable)? {
-            return Ok(found);
+            return Ok(Ok(found));
         }
     }
 }

@@ -14,13 +14,15 @@ use std::collections::{BTreeSet, VecDeque};
 use flotilla_consensus as consensus;
 use flotilla_types::{ClusterVersion, Entry, Holder, LogIndex, Message, ReplicaId, Term};
 
-use super::{Background, Core, Effects, Gather, Hold, Request, RequestError, replica::Replica};
+use super::{Background, Core, Effects, Gather, GatherEnd, Hold, Request, RequestError, replica::Replica};
 use crate::{refs_of, work};
 
 /// Bytes of entries that wait for objects, of each replica, besides the first message.
 const PARKED_BYTES_MAX: usize = 1 << 20;
 /// Milliseconds for which what was fetched of a tail is kept when the rest could not be had.
 const KEPT_MS: u64 = 10_000;
+/// Milliseconds after a replica gave its leadership away for lack of room until it does so again.
+const GIVES_WAY_EVERY_MS: u64 = 10_000;
 /// Commands of a leader that wait for objects; further ones are refused as busy.
 const REQUESTS_GATHERING_MAX: usize = 64;
 
@@ -118,18 +120,18 @@ impl<T> Core<T> {
     }
 
     /// An order has ended.
-    pub(super) fn on_gathered(&mut self, holder: Holder, number: u64, complete: bool, effects: &mut Effects<T>) {
+    pub(super) fn on_gathered(&mut self, holder: Holder, number: u64, end: GatherEnd, effects: &mut Effects<T>) {
         match holder {
-            Holder::Parked(id) => self.on_parked_gathered(id, number, complete, effects),
-            Holder::Request { replica, number } => self.on_request_gathered(replica, number, complete, effects),
+            Holder::Parked(id) => self.on_parked_gathered(id, number, end, effects),
+            Holder::Request { replica, number } => self.on_request_gathered(replica, number, end, effects),
             _ => {}
         }
     }
 
-    fn on_parked_gathered(&mut self, id: ReplicaId, number: u64, complete: bool, effects: &mut Effects<T>) {
+    fn on_parked_gathered(&mut self, id: ReplicaId, number: u64, end: GatherEnd, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         let Some(mut parked) = replica.parked.take_if(|parked| parked.ordered.1 == number) else { return };
-        if !complete {
+        if end != GatherEnd::Complete {
             self.drop_parked(id);
             return;
         }
@@ -187,17 +189,34 @@ impl<T> Core<T> {
         self.schedule.waiting.insert(id);
     }
 
-    fn on_request_gathered(&mut self, id: ReplicaId, number: u64, complete: bool, effects: &mut Effects<T>) {
+    fn on_request_gathered(&mut self, id: ReplicaId, number: u64, end: GatherEnd, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         let Some(request) = replica.gathering.remove(&number) else { return };
-        if complete {
-            replica.pending_bytes += request.payload.len();
-            replica.pending.push_back(request);
-            self.touched.insert(id);
-            self.schedule.waiting.insert(id);
-        } else {
-            request.refuse(RequestError::ObjectsMissing, effects);
+        match end {
+            GatherEnd::Complete => {
+                replica.pending_bytes += request.payload.len();
+                replica.pending.push_back(request);
+                self.touched.insert(id);
+                self.schedule.waiting.insert(id);
+            }
+            GatherEnd::Incomplete => request.refuse(RequestError::ObjectsMissing, effects),
+            GatherEnd::NotStored => {
+                request.refuse(RequestError::Busy, effects);
+                self.give_way(id);
+            }
         }
+    }
+
+    /// The disk here is full, those of other replicas may not be: one of them leads, if there is one. Not at once
+    /// again when the leadership comes back.
+    fn give_way(&mut self, id: ReplicaId) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        if replica.gave_way_ms.is_some_and(|gave_way_ms| self.now_ms < gave_way_ms + GIVES_WAY_EVERY_MS) {
+            return;
+        }
+        replica.gave_way_ms = Some(self.now_ms);
+        tracing::warn!(replica = %id, "there is no room here for what commands refer to; another replica is to lead");
+        self.transfer_leadership(id);
     }
 
     /// Reads the references in a log that was recovered, and holds what they name.

@@ -8,6 +8,17 @@ use flotilla_types::{
     ShardId, Term, Timestamp, VersionRange, WalSequence,
 };
 
+/// What has become of a [`Gather`](super::Gather).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GatherEnd {
+    /// All of it is here, durable, and what it is said to be.
+    Complete,
+    /// Some of it could not be had, or is not what it is said to be.
+    Incomplete,
+    /// The disk here did not take what came: it is full, say.
+    NotStored,
+}
+
 /// Why a request to a shard was not answered. Only `Unknown` means that state may have changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
@@ -270,14 +281,14 @@ pub enum Input<T> {
         /// Whether its objects are here, durable and held.
         complete: bool,
     },
-    /// What a [`Gather`](super::Gather) orders is here, durable, and what it is said to be; or not.
+    /// A [`Gather`](super::Gather) has ended.
     Gathered {
         /// Who needs it.
         holder: Holder,
         /// The number of the order.
         number: u64,
-        /// Whether it is all here.
-        complete: bool,
+        /// What has become of it.
+        end: GatherEnd,
     },
     /// A peer was served objects of the snapshot that its replica was offered.
     ObjectsServed {

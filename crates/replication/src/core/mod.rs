@@ -25,6 +25,7 @@ mod rest;
 mod schedule;
 mod snapshots;
 mod status;
+mod transfer;
 mod upkeep;
 mod versions;
 
@@ -37,7 +38,7 @@ use flotilla_consensus::{self as consensus, GroupError, MultiRaft, Origin};
 use flotilla_storage::{Log, LogError, LogEvidence, Remedy, ReplicaLog, ReplicaWrite, remedy};
 use flotilla_types::{
     Checkpoint, ClusterVersion, ConfState, HardState, Holder, Incarnation, LogIndex, Message, MessageKind, NodeId,
-    Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term,
+    Position, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term,
 };
 
 use crate::{FolderTrust, HostConfig};
@@ -47,7 +48,9 @@ pub use effects::{
 };
 use handshake::RecoveryHandshake;
 pub use handshake::first_sequence;
-pub use input::{Answer, Answered, CommandRefs, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};
+pub use input::{
+    Answer, Answered, CommandRefs, Done, Freshness, GatherEnd, Input, NodeHeartbeat, Request, RequestError,
+};
 pub use lease::ReadCounts;
 use replica::{Checkpointing, Replica};
 use rest::RestingReplicas;
@@ -198,7 +201,7 @@ impl<T> Core<T> {
             Input::FoldPinned { replica } => self.on_fold_pinned(replica, effects),
             Input::Compacted { replica, done } => self.on_compacted(replica, done, effects),
             Input::Pulled { replica, checkpoint, complete } => self.on_pulled(replica, &checkpoint, complete, effects),
-            Input::Gathered { holder, number, complete } => self.on_gathered(holder, number, complete, effects),
+            Input::Gathered { holder, number, end } => self.on_gathered(holder, number, end, effects),
             Input::ObjectsServed { node, to, complete } => self.on_objects_served(node, to, complete),
             Input::SnapshotSent { replica, to, sent } => {
                 if !sent {
@@ -482,31 +485,5 @@ impl<T> Core<T> {
         self.choose_serving(shard);
         // It has failed, which is more.
         self.damaged.remove(&id);
-    }
-
-    fn transfer(&mut self, shard: ShardId, to: NodeId) {
-        let Some(replica) = self.serving.get(&shard) else { return };
-        let voter_there = |held: &&ReplicaDescriptor| held.node == to && held.role == ReplicaRole::Voter;
-        let group = self.raft.group(*replica);
-        if let Some(target) = group.and_then(|group| group.descriptor().replicas.iter().find(voter_there)) {
-            let transfer = consensus::Input::Transfer { replica: *replica, to: target.replica };
-            self.raft.step(transfer, &mut self.raft_effects);
-        }
-    }
-
-    /// Transfers each leadership to the active voter with the longest matching log.
-    fn transfer_leaderships(&mut self) {
-        let best = |group: &consensus::Group| {
-            let status = group.status();
-            let voters = status.followers.iter().filter(|follower| {
-                follower.recently_active && !follower.in_snapshot && status.conf.voters.contains(&follower.replica)
-            });
-            let target = voters.max_by_key(|follower| follower.matched)?.replica;
-            Some(consensus::Input::Transfer { replica: group.replica(), to: target })
-        };
-        let transfers: Vec<_> = self.raft.led().filter_map(best).collect();
-        for transfer in transfers {
-            self.raft.step(transfer, &mut self.raft_effects);
-        }
     }
 }

@@ -158,6 +158,8 @@ pub(super) struct Replica<T> {
     pub(super) holds_parked: bool,
     /// They could not all be fetched: when what came is let go of.
     pub(super) parked_kept_ms: Option<u64>,
+    /// When it last gave its leadership away, because there was no room for objects.
+    pub(super) gave_way_ms: Option<u64>,
     /// The entries of its log that refer to objects.
     pub(super) log_refs: LogRefs,
     /// A snapshot was accepted and is not loaded yet.
@@ -215,6 +217,7 @@ impl<T> Replica<T> {
             parked: None,
             holds_parked: false,
             parked_kept_ms: None,
+            gave_way_ms: None,
             log_refs: LogRefs::default(),
             installing: false,
             receives: None,

@@ -11,8 +11,8 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::pull::{Failure, Puller, Watch};
 use crate::{
-    Gather, Input, clock,
-    work::{Pull, PullBounds, PullOrder},
+    Gather, GatherEnd, Input, clock,
+    work::{Pull, PullBounds, PullError, PullOrder},
 };
 
 /// Gatherings at a time. Further ones wait.
@@ -91,7 +91,12 @@ impl Puller {
                 newest.remove(&holder);
             }
             drop(newest);
-            puller.inbox.send(Input::Gathered { holder, number, complete: result.is_ok() });
+            let end = match result {
+                Ok(()) => GatherEnd::Complete,
+                Err(Failure::Answer(PullError::Engine(_))) => GatherEnd::NotStored,
+                Err(_) => GatherEnd::Incomplete,
+            };
+            puller.inbox.send(Input::Gathered { holder, number, end });
         });
     }
 

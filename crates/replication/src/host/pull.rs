@@ -300,10 +300,17 @@ impl Puller {
                         self.traffic.reused(stored.reuse);
                     }
                     watch.stored(&stored);
-                    let stored = match stored.end {
-                        End::Failed(error) if error.ends_node() => return Err(error.into()),
-                        end => Stored { end, ..stored },
-                    };
+                    match &stored.end {
+                        End::Failed(PullError::Engine(error)) => {
+                            let error = PullError::Engine(error.clone());
+                            if error.ends_node() {
+                                return Err(error.into());
+                            }
+                            last = error.into();
+                        }
+                        End::Gone => last = Failure::Gone,
+                        _ => {}
+                    }
                     let syncs = pull.on_stored(clock::monotonic_ms(), took_ms, request, stored);
                     watch.progress(&pull);
                     if syncs {

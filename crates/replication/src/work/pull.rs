@@ -81,7 +81,7 @@ const BACKOFF_MS: u64 = 50;
 /// Longest pause that a source may ask for, milliseconds.
 const PAUSE_MS_MAX: u64 = 10_000;
 /// Objects that a source does not hold, against what it said, after which it is none; the pull ends if it offers
-/// the snapshot. Each costs a round trip.
+/// a snapshot, because it will offer another one. Each costs a round trip.
 const GONE_MAX: usize = 64;
 /// Milliseconds of one call, unless its source is known to be slower. One that has failed since it last served is
 /// asked for one object at a time.
@@ -171,6 +171,11 @@ impl PullOrder {
         Self { replica: ReplicaId::NONE, holder: None, sources, roots, lists }
     }
 
+    /// Whether a node offers the objects, and will offer others when it has them no longer.
+    fn is_of_snapshot(&self) -> bool {
+        self.replica != ReplicaId::NONE
+    }
+
     /// The same, held by this holder from the first object on.
     #[must_use]
     pub fn held_by(self, holder: Holder) -> Self {
@@ -202,8 +207,8 @@ pub(crate) fn sources(node: NodeId, first: Option<NodeId>, descriptor: &ShardDes
 #[derive(Debug)]
 struct Source {
     node: NodeId,
-    /// It offers the snapshot, and is not asked what it holds.
-    offers: bool,
+    /// It is said to have everything, and is not asked what it holds.
+    has_all: bool,
     /// Requests for objects.
     in_flight: usize,
     asking: bool,
@@ -499,10 +504,13 @@ impl Pull {
                 if let Some(object) = rest.next() {
                     self.supply.put_back(object);
                     self.supply.lacks(object, at);
+                    if let Some(number) = self.supply.number_without_holder(object) {
+                        self.ask_again(number);
+                    }
                 }
                 // The others promise nothing, and the pull goes on without them.
                 if self.sources[at].gone > GONE_MAX {
-                    self.stopping |= self.sources[at].offers;
+                    self.stopping |= self.sources[at].has_all && self.order.is_of_snapshot();
                     self.lose(at);
                 }
             }
@@ -531,7 +539,8 @@ impl Pull {
         let Some(InFlight { asked_before, .. }) = self.in_flight.remove(&request.number) else { return };
         let at = request.at;
         if request.asks {
-            (self.sources[at].asking, self.sources[at].asked) = (false, asked_before);
+            self.sources[at].asking = false;
+            self.sources[at].asked = self.sources[at].asked.min(asked_before);
         } else {
             self.sources[at].in_flight -= 1;
             self.put_back(request.objects, Some(at));
@@ -562,6 +571,13 @@ impl Pull {
     fn lose(&mut self, at: usize) {
         self.sources[at].lost = true;
         self.supply.lose(at);
+        self.ask_again(0);
+    }
+
+    /// Sources are asked again about what waits from this object on: what was requested when they were asked was left
+    /// out.
+    fn ask_again(&mut self, from: usize) {
+        self.sources.iter_mut().for_each(|source| source.asked = source.asked.min(from));
     }
 
     /// Makes the pulled objects durable.
@@ -582,10 +598,10 @@ impl Pull {
 }
 
 impl Source {
-    fn new(node: NodeId, offers: bool) -> Self {
+    fn new(node: NodeId, has_all: bool) -> Self {
         Self {
             node,
-            offers,
+            has_all,
             in_flight: 0,
             asking: false,
             asked: 0,
@@ -603,7 +619,7 @@ impl Source {
     }
 
     fn may_be_asked(&self, known: usize) -> bool {
-        !self.offers && !self.lost && self.asked < known
+        !self.has_all && !self.lost && self.asked < known
     }
 
     /// Whether its last request was served.

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use flotilla_hostile::{extreme_u64, mutated};
 use flotilla_kv::{KvMachine, Limits, Outcome, decode_outcome};
 use flotilla_replication::{
-    Answer, Applied, Applier, Background, Batch, CommandRefs, ConfChange, Core, Effects, Freshness, Gather, Input,
-    LostReason, NodeHeartbeat, Notice, Outgoing, Request, ShardChange,
+    Answer, Applied, Applier, Background, Batch, CommandRefs, ConfChange, Core, Effects, Freshness, Gather, GatherEnd,
+    Input, LostReason, NodeHeartbeat, Notice, Outgoing, Request, ShardChange,
     work::{
         End, Job, JobResult, Pull, PullBounds, PullOrder, PullState, Wal, WalJob, pack, pack_node_heartbeat, serve,
         unpack,
@@ -176,7 +176,8 @@ impl Victim {
                 Background::Expect { objects } => self.work(Job::Expect { objects }, &mut inputs),
                 Background::Gather(Gather { holder, number, refs, .. }) => {
                     let complete = self.pull(PullOrder::of_refs(vec![MALICIOUS], &refs, list_refs));
-                    inputs.push(Input::Gathered { holder, number, complete });
+                    let end = if complete { GatherEnd::Complete } else { GatherEnd::Incomplete };
+                    inputs.push(Input::Gathered { holder, number, end });
                 }
                 Background::Pull { replica, checkpoint, .. } => {
                     let order = PullOrder::of_snapshot(ME, replica, MALICIOUS, &checkpoint, list_refs);

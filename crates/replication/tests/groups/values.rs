@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_replication::{CommandRefs, Core, Effects, Input, RequestError, refs_of};
+use flotilla_replication::{CommandRefs, Core, Effects, GatherEnd, Input, RequestError, refs_of};
 use flotilla_storage::{Log as _, conformance::Referring};
 use flotilla_types::{ClusterVersion, Holder, Incarnation, NodeId, ObjectRef, Refs};
 use flotilla_values::ValueRef;
@@ -177,7 +177,7 @@ fn a_parked_tail_delays_no_heartbeat_and_no_other_replica() {
         for status in world.nodes[&slow].status() {
             for number in 0..9 {
                 let holder = Holder::Parked(status.replica);
-                world.input(slow, Input::Gathered { holder, number, complete: false });
+                world.input(slow, Input::Gathered { holder, number, end: GatherEnd::Incomplete });
             }
         }
         world.run_ms(1_000);
@@ -228,6 +228,36 @@ fn a_command_whose_objects_cannot_be_had_changes_nothing() {
     let value = world.upload(gateway, &content);
     assert_eq!(attempt(&mut world, &value.refs()), Ok(()), "stored again, and sent again");
     world.finish();
+}
+
+/// The disk of a leader is full, and those of the others are not.
+#[test]
+fn a_leader_that_cannot_store_what_commands_refer_to_gives_its_leadership_away() {
+    for seed in seeds(4) {
+        let mut world = at_version(seed);
+        let full = leader(&mut world);
+        let gateway = NodeId(full.0 % 3 + 1);
+        let content = content(&mut world, 40_000);
+        let value = world.upload(gateway, &content);
+        // Its pull has not ended when the disk refuses.
+        let until_us = world.now_us + 8_000_000;
+        world.network.objects_until_us.insert(full, until_us);
+        let command = Referring::put(b"k", &value.encode(), &value.refs());
+        let request = world.propose(full, command, referring(&value, gateway), 20_000);
+        world.run_ms(100);
+        for status in world.nodes[&full].status() {
+            for number in 0..9 {
+                let holder = Holder::Request { replica: status.replica, number };
+                world.input(full, Input::Gathered { holder, number, end: GatherEnd::NotStored });
+            }
+        }
+        assert_eq!(world.wait_for(request).map(|_| ()), Err(RequestError::Busy));
+        world.run_until(3_000, "another leader", |world| world.leader().is_some_and(|(node, _)| node != full));
+        world.end_upload(gateway, &value);
+        assert!(world.now_us < until_us, "soon");
+        write(&mut world, gateway, b"k", &content);
+        assert_values(&mut world, &BTreeMap::from([(Referring::record_key(b"k"), content)]));
+    }
 }
 
 #[test]

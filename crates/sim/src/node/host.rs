@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use flotilla_replication::{
-    Applied, ApplyTask, Background, Effects, Gather, Input, Load, Loaded, Notice, Outgoing, Returned,
+    Applied, ApplyTask, Background, Effects, Gather, GatherEnd, Input, Load, Loaded, Notice, Outgoing, Returned,
     work::{self, End, Job, JobResult, Pull, PullBounds, PullOrder, PullRequest, PullState},
 };
 use flotilla_storage::{MachineError, StateEngine as _};
@@ -446,7 +446,8 @@ impl World {
         match what {
             Pulled::Refs { holder, number, .. } => {
                 self.checks.counts.gathered += u64::from(complete);
-                self.enqueue(node, running, Input::Gathered { holder, number, complete });
+                let end = if complete { GatherEnd::Complete } else { GatherEnd::Incomplete };
+                self.enqueue(node, running, Input::Gathered { holder, number, end });
             }
             Pulled::Snapshot { replica, from, checkpoint, next } => {
                 self.enqueue(node, running, Input::Pulled { replica, checkpoint: *checkpoint, complete });

@@ -33,6 +33,8 @@ impl Connection {
             self.take(request, now, now_ms);
         }
         while self.takes_requests() && !self.needs_input {
+            // The request before may have authenticated the client.
+            self.decoder.set_sender(self.session.sender(&self.shared.access));
             match self.decoder.decode(&mut self.input) {
                 Ok(Some(request)) => {
                     commands += 1;

@@ -8,7 +8,7 @@ use flotilla_storage::ValueObjects;
 use flotilla_types::ObjectId;
 use flotilla_values::{FormatError, Kind, Level, ListNode, Need};
 
-use super::{Hold, StoreError, Values, failed};
+use super::{Damaged, Hold, StoreError, Values, failed, held_object};
 
 /// Bytes that are decompressed at a time.
 const PIECE_BYTES: usize = 64 << 10;
@@ -79,7 +79,7 @@ impl Values {
         &self,
         objects: Vec<Option<Need>>,
         encoding: Encoding,
-    ) -> Result<Bytes, StoreError> {
+    ) -> Result<Result<Bytes, Damaged>, StoreError> {
         let bytes: usize = objects.iter().flatten().map(frame_bytes).sum();
         self.work(bytes, move |store| {
             let mut frames = Vec::with_capacity(bytes);
@@ -88,10 +88,13 @@ impl Values {
                     put_frame(&mut frames, FrameKind::Absent, &[]);
                     continue;
                 };
-                let object = store.object(need.id).map_err(|error| failed(&error))?;
+                let object = match held_object(store, need)? {
+                    Ok(object) => object,
+                    Err(damaged) => return Ok(Err(damaged)),
+                };
                 put_frame(&mut frames, frame_kind(need), &object);
             }
-            encoded(frames, encoding)
+            encoded(frames, encoding).map(Ok)
         })
         .await?
     }

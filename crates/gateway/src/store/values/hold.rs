@@ -5,7 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flotilla_types::{NodeId, ObjectId, Refs};
+use bytes::Bytes;
+use flotilla_types::{NodeId, ObjectId, ObjectRef, Refs};
+use flotilla_values::Need;
 
 use super::{BUSY, StoreError, Values, failed};
 
@@ -14,6 +16,9 @@ pub(crate) const HOLD_TIME: Duration = Duration::from_secs(120);
 
 /// How long what an operator has fetched stays: the longest time of an upload.
 pub(crate) const UPLOAD_TIME: Duration = Duration::from_secs(600);
+
+/// How long a reader waits for an object that is fetched again, while its client waits for the next bytes.
+const RESTORE_TIME: Duration = Duration::from_secs(10);
 
 /// An upload of this node. It ends when this is dropped, unless it is [left](Self::leave).
 pub(crate) struct Hold {
@@ -129,6 +134,21 @@ impl Hold {
         self.fetched.store(true, Ordering::Relaxed);
         let fetched = self.values.fetch.fetch(self.upload, objects.clone(), from, timeout).await;
         fetched.map_err(|_| StoreError::ObjectsMissing { missing })
+    }
+
+    /// The bytes of an object that was here when it was looked up, and was found damaged since. It comes from other
+    /// nodes again.
+    ///
+    /// # Errors
+    /// [`StoreError::ObjectsUnavailable`] if none has it.
+    pub(crate) async fn restore(&self, need: Need, from: &[NodeId]) -> Result<Bytes, StoreError> {
+        let object: Refs = [ObjectRef::from(need)].into_iter().collect();
+        let fetched = self.gather(&object, from.to_vec(), RESTORE_TIME).await;
+        fetched.map_err(|_| StoreError::ObjectsUnavailable)?;
+        let bytes = self.values.object(need.id, need.bytes).await?.ok_or(StoreError::ObjectsUnavailable)?;
+        tracing::info!(object = %need.id, "a damaged object of a value was fetched from another node");
+        metrics::counter!("flotilla_value_objects_restored_total").increment(1);
+        Ok(bytes)
     }
 }
 

@@ -25,7 +25,7 @@ use std::{
 use flotilla_control::Workers;
 use flotilla_storage::{EngineError, UploadError, ValueObjects};
 use flotilla_types::{NodeId, ObjectId, Refs};
-use flotilla_values::{Chunking, ValueRef};
+use flotilla_values::{Chunking, Need, ValueRef};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -163,6 +163,22 @@ pub(crate) const BUSY: StoreError = StoreError::Busy { retry_after_ms: RETRY_AFT
 pub(crate) fn failed(error: &EngineError) -> StoreError {
     tracing::warn!(%error, "objects of a value cannot be read or stored");
     StoreError::ObjectsUnavailable
+}
+
+/// An object that is held was found damaged. [`Hold::restore`] fetches it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Damaged(pub(crate) Need);
+
+/// The bytes of an object that is held.
+pub(crate) fn held_object(
+    objects: &dyn ValueObjects,
+    need: &Need,
+) -> Result<Result<bytes::Bytes, Damaged>, StoreError> {
+    match objects.object(need.id) {
+        Ok(bytes) => Ok(Ok(bytes)),
+        Err(EngineError::Object(_)) => Ok(Err(Damaged(*need))),
+        Err(error) => Err(failed(&error)),
+    }
 }
 
 impl From<UploadError> for StoreError {

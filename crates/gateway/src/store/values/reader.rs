@@ -20,6 +20,8 @@ const PART_BYTES_MAX: u64 = 1 << 20;
 /// A part of a value whose objects are here, and held until this is dropped.
 pub(crate) struct ValueReader {
     hold: Hold,
+    /// The nodes that have the value.
+    from: Vec<NodeId>,
     steps: Steps,
     ahead: VecDeque<(Slice, Reading)>,
 }
@@ -55,12 +57,12 @@ impl ValueReader {
             if is_part { chunks_of(values, Reader::new(value, range.clone()).map_err(invalid)?).await? } else { None };
         if let Some(chunks) = known {
             let refs: Refs = chunks.iter().map(|slice| ObjectRef::from(slice.need)).collect();
-            hold.gather(&refs, from, timeout).await?;
-            return Ok(Self { hold, steps: Steps::Chunks(chunks), ahead: VecDeque::new() });
+            hold.gather(&refs, from.clone(), timeout).await?;
+            return Ok(Self { hold, from, steps: Steps::Chunks(chunks), ahead: VecDeque::new() });
         }
-        hold.gather(&value.refs(), from, timeout).await?;
+        hold.gather(&value.refs(), from.clone(), timeout).await?;
         let reader = Reader::new(value, range).map_err(invalid)?;
-        Ok(Self { hold, steps: Steps::Listed(reader), ahead: VecDeque::new() })
+        Ok(Self { hold, from, steps: Steps::Listed(reader), ahead: VecDeque::new() })
     }
 
     /// Bytes of memory that a reader takes at most.
@@ -69,20 +71,22 @@ impl ValueReader {
         (AHEAD_MAX + 1) * usize::try_from(chunk).unwrap_or(0).min(USUAL_CHUNK_BYTES)
     }
 
-    /// The next bytes; none at the end.
+    /// The next bytes; none at the end. An object that was damaged since the reader was opened is fetched again.
     ///
     /// # Errors
-    /// An object is damaged, or the store fails. The reader is of no use afterwards.
+    /// An object is damaged here and cannot be had from other nodes, or the store fails. The reader is of no use afterwards.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
         self.hold.renew()?;
         while self.ahead.len() <= AHEAD_MAX {
-            let Some(slice) = self.steps.next(self.hold.values()).await? else { break };
+            let Some(slice) = self.steps.next(&self.hold, &self.from).await? else { break };
             let (values, Need { id, bytes, .. }) = (self.hold.values().clone(), slice.need);
             self.ahead.push_back((slice, tokio::spawn(async move { values.object(id, bytes).await })));
         }
         let Some((slice, read)) = self.ahead.pop_front() else { return Ok(None) };
-        let chunk = read.await.map_err(|_| StoreError::ObjectsUnavailable)??;
-        let chunk = chunk.ok_or(StoreError::ObjectsUnavailable)?;
+        let chunk = match read.await.map_err(|_| StoreError::ObjectsUnavailable)?? {
+            Some(chunk) => chunk,
+            None => self.hold.restore(slice.need, &self.from).await?,
+        };
         slice.of(&chunk).map(Some).map_err(|_| StoreError::ObjectsUnavailable)
     }
 
@@ -99,7 +103,7 @@ impl Drop for ValueReader {
 }
 
 impl Steps {
-    async fn next(&mut self, values: &Values) -> Result<Option<Slice>, StoreError> {
+    async fn next(&mut self, hold: &Hold, from: &[NodeId]) -> Result<Option<Slice>, StoreError> {
         let reader = match self {
             Self::Chunks(chunks) => return Ok(chunks.pop_front()),
             Self::Listed(reader) => reader,
@@ -109,7 +113,10 @@ impl Steps {
                 None => return Ok(None),
                 Some(Step::Chunk(slice)) => return Ok(Some(slice)),
                 Some(Step::List(need)) => {
-                    let list = values.object(need.id, 0).await?.ok_or(StoreError::ObjectsUnavailable)?;
+                    let list = match hold.values().object(need.id, 0).await? {
+                        Some(list) => list,
+                        None => hold.restore(need, from).await?,
+                    };
                     reader.supply(&list).map_err(|_| StoreError::ObjectsUnavailable)?;
                 }
             }

@@ -124,6 +124,26 @@ async fn what_is_absent_is_fetched_and_held_while_it_is_read() {
     assert_eq!(missing, Err(StoreError::ObjectsMissing { missing: value.refs().ids().collect() }));
 }
 
+/// Objects are found damaged when they are read: they are here when a reader is opened, and are not later.
+#[tokio::test]
+async fn what_is_damaged_while_it_is_read_comes_from_elsewhere() {
+    let (there, here) = (Arc::new(MemoryObjects::default()), Arc::new(MemoryObjects::default()));
+    let content = content(3 * MIB);
+    let (value, _hold) = write(&there.values(Vec::new()), &content, MIB).await;
+    for others in [vec![there.clone()], Vec::new()] {
+        for range in [0..value.bytes(), value.bytes() / 2..value.bytes() / 2 + 100_000] {
+            let values = here.values(others.clone());
+            write(&values, &content, MIB).await.1.leave();
+            let reader = ValueReader::open(&values, &value, range.clone(), Vec::new(), SOON).await.expect("here");
+            here.ids().into_iter().for_each(|id| here.remove(id));
+            let read = reader.into_stream().try_collect::<Vec<_>>().await.map(|parts| parts.concat());
+            let part = content[range.start as usize..range.end as usize].to_vec();
+            let expected = if others.is_empty() { Err(StoreError::ObjectsUnavailable) } else { Ok(part) };
+            assert!(read == expected, "{range:?} with {} other nodes: {:?}", others.len(), read.map(|read| read.len()));
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_is_read_stays_to_its_end_although_nothing_else_holds_it_any_more() {
     let here = Arc::new(MemoryObjects::default());

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
+use flotilla_failpoints::{Place, number};
 use flotilla_storage::{EngineError, ListRefs, Remedy, StateEngine, remedy};
 use flotilla_types::{NodeId, ObjectId, ReplicaId};
 use flotilla_wire::{decode, encode, peer};
@@ -222,6 +223,7 @@ pub fn serve(engine: &dyn StateEngine, request: Bytes, bounds: PullBounds) -> Se
     for (at, id) in request.need.iter().take(bounds.objects_max).enumerate() {
         match ObjectId::from_slice(id).map(|id| engine.object(id)) {
             Some(Ok(object)) => {
+                let object = flawed(object);
                 if bytes + object.len() > bounds.response_bytes_max && !response.objects.is_empty() {
                     break;
                 }
@@ -247,6 +249,15 @@ pub fn serve(engine: &dyn StateEngine, request: Bytes, bounds: PullBounds) -> Se
         response.objects.clear();
     }
     Served { complete, objects, bytes, response: encode(&response), replica, failure }
+}
+
+/// The object, with another byte where a test says so: whatever corrupts it after it was verified here.
+fn flawed(object: Bytes) -> Bytes {
+    let at = number(Place::SnapshotFlaw).and_then(|at| usize::try_from(at).ok());
+    let Some(at) = at.filter(|at| *at < object.len()) else { return object };
+    let mut flawed = object.to_vec();
+    flawed[at] ^= 1;
+    flawed.into()
 }
 
 /// The answer to a request for objects while this node may not send any; `None` for other requests.

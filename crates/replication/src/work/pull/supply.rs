@@ -139,6 +139,12 @@ impl Supply {
         self.holders(id).without(source) != Holders::default()
     }
 
+    /// The number of an object that no source holds, as far as that is known.
+    pub(super) fn number_without_holder(&self, id: ObjectId) -> Option<usize> {
+        let number = *self.numbers.get(&id)? as usize;
+        (self.objects[number].holders == Holders::default()).then_some(number)
+    }
+
     fn holders(&self, id: ObjectId) -> Holders {
         self.numbers.get(&id).map(|number| self.objects[*number as usize].holders).unwrap_or_default()
     }

@@ -476,6 +476,25 @@ fn pull_refs(target: &MemoryEngine, refs: &[ObjectRef], objects: &[Bytes]) -> (b
     }
 }
 
+/// The leader of a shard may have lost the objects of its records. It offers nothing else in their place.
+#[test]
+fn what_records_refer_to_comes_from_elsewhere_however_much_of_it_the_first_node_lacks() {
+    let chunks: Vec<_> = (0..8 * GONE_MAX).map(|n| Bytes::from(format!("chunk {n}"))).collect();
+    let source = MemoryEngine::default();
+    for chunk in &chunks {
+        source.import(ObjectId::of(chunk), chunk.clone(), &[]).unwrap();
+    }
+    let refs: Vec<_> = chunks.iter().map(|chunk| reference(chunk, 0)).collect();
+    let target = MemoryEngine::default();
+    let order = PullOrder::of_refs(vec![LEADER, SECOND, THIRD], &refs, lists);
+    let mut pull = Pull::start(&target, order, BOUNDS).unwrap();
+    let fetched = run(&mut pull, &target, |request| match request.source() {
+        THIRD => Does::Serve(source.clone(), 1),
+        _ => Does::Serve(MemoryEngine::default(), 1),
+    });
+    assert_eq!((pull.state(), fetched[&THIRD]), (PullState::Fetched, chunks.len()));
+}
+
 #[test]
 fn lists_are_fetched_before_what_they_list_and_only_what_is_missing() {
     let chunks: Vec<_> = (0..9).map(|n| Bytes::from(format!("chunk {n}"))).collect();

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use flotilla_replication::{
-    Gather, Input,
+    Gather, GatherEnd, Input,
     work::{Pull, PullBounds, PullOrder, PullRequest, PullState, serve},
 };
 use flotilla_types::{Checkpoint, Holder, NodeId, ReplicaId};
@@ -122,7 +122,8 @@ impl World {
         match running.pulls.remove(&number).map(|pulling| pulling.what) {
             Some(Pulled::Refs { holder, number, .. }) => {
                 self.checks.gathered += u64::from(complete);
-                self.take(node, running, Input::Gathered { holder, number, complete });
+                let end = if complete { GatherEnd::Complete } else { GatherEnd::Incomplete };
+                self.take(node, running, Input::Gathered { holder, number, end });
             }
             Some(Pulled::Snapshot { replica, from, checkpoint, next }) => {
                 self.take(node, running, Input::Pulled { replica, checkpoint: *checkpoint, complete });
