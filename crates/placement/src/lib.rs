@@ -31,7 +31,9 @@ pub use explain::{Explanation, Fate, ReplicaExplanation, ReplicaPhase};
 pub use hints::LeaderHints;
 pub use leaders::preferred_leaders;
 pub use map::{Collection, Shard, ShardMap, Sharding};
-pub use plan::{Change, NodeStatus, PLAN_CHANGES_MAX, Plan, PlanInput, PlanNode, PlanReplica, PlanShard, place, plan};
+pub use plan::{
+    Change, NodeStatus, PLAN_CHANGES_MAX, Plan, PlanInput, PlanNode, PlanReplica, PlanShard, brings_closer, place, plan,
+};
 pub use planner::replicas_possible;
 pub use planning::Planning;
 pub use preflight::{Blocker, Disk, Disks, FREE_MILLI_MIN, Obstacle, Preflight, preflight};

@@ -160,11 +160,16 @@ impl Planner<'_> {
         if shard.intent.iter().any(|held| held.node == receiver) {
             return Err(Rejection::HoldsReplica);
         }
-        let others = others(shard, replica);
-        if self.closeness(receiver, &others) > self.closeness(replica.node, &others) {
-            return Err(self.closer(receiver, &others));
+        if self.brings_closer(shard, replica, receiver) {
+            return Err(self.closer(receiver, &others(shard, replica)));
         }
         Ok(())
+    }
+
+    /// Whether a move brings the replicas of a shard closer together.
+    pub(crate) fn brings_closer(&self, shard: &PlanShard, replica: PlanReplica, receiver: NodeId) -> bool {
+        let others = others(shard, replica);
+        self.closeness(receiver, &others) > self.closeness(replica.node, &others)
     }
 
     /// The move that improves the spread of the shard most: the replica and its new node.

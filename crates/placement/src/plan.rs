@@ -161,6 +161,14 @@ pub fn plan(input: &PlanInput) -> Plan {
     planning.plan(input.limits())
 }
 
+/// Whether the replicas of a shard would share more locality labels if one of them was on another node.
+#[must_use]
+pub fn brings_closer(nodes: &[PlanNode], shard: &PlanShard, replica: ReplicaId, to: NodeId) -> bool {
+    let planner = Planner::new(nodes, std::slice::from_ref(shard));
+    let moved = shard.intent.iter().find(|held| held.replica == replica);
+    moved.is_some_and(|moved| planner.brings_closer(shard, *moved, to))
+}
+
 /// Chooses nodes for shards that do not exist yet: one list for each of `new`, the shards and their desired
 /// replicas. A list has an odd length, or is empty when no node can take a replica.
 #[must_use]

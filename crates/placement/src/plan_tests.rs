@@ -6,8 +6,8 @@ use flotilla_types::{Locality, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole
 use proptest::{prelude::*, sample::Index};
 
 use crate::{
-    Change, Decision, NodeStatus, PLAN_CHANGES_MAX, Plan, PlanInput, PlanNode, PlanReplica, PlanShard, Planning,
-    Reason, place, plan, planner::Planner,
+    Change, Decision, Limits, NodeStatus, PLAN_CHANGES_MAX, Plan, PlanInput, PlanNode, PlanReplica, PlanShard,
+    Planning, Reason, brings_closer, place, plan, planner::Planner,
 };
 
 pub(crate) fn node(id: u64, zone: &str) -> PlanNode {
@@ -441,4 +441,36 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_pinned_shard_is_repaired_but_neither_moved_nor_waited_for() {
+    const LIMITS: Limits = Limits { balance_threshold: 0, moves_max: 4, hold: None };
+    let mut planning = Planning::default();
+    let nodes = |dead: Option<u64>| {
+        let status = |id| if Some(id) == dead { NodeStatus::Dead } else { NodeStatus::Live };
+        (1..=2).map(|id| PlanNode { status: status(id), ..node(id, "") }).collect::<Vec<_>>()
+    };
+    planning.set_nodes(nodes(None));
+    (1..=4).for_each(|id| planning.set_shard(ShardId(id), Some(shard(id, 1, &[1]))));
+    let mut unsettled = shard(1, 1, &[1]);
+    unsettled.actual[0].role = ReplicaRole::Learner;
+    planning.set_shard(ShardId(1), Some(unsettled));
+    assert!(planning.plan(LIMITS).is_empty(), "one shard is not settled");
+    planning.set_pinned(BTreeSet::from([ShardId(1), ShardId(2)]));
+    let moved: BTreeSet<_> = planning.plan(LIMITS).changes().map(|change| change.shard()).collect();
+    assert_eq!(moved, BTreeSet::from([ShardId(3), ShardId(4)]));
+    planning.set_nodes(nodes(Some(1)));
+    let repaired: BTreeSet<_> = planning.plan(LIMITS).changes().map(|change| change.shard()).collect();
+    assert_eq!(repaired, (1..=4).map(ShardId).collect());
+}
+
+#[test]
+fn a_move_brings_replicas_closer_if_they_share_more_labels_afterwards() {
+    let nodes = [node(1, "a"), node(2, "b"), node(3, "c"), node(4, "a"), node(5, "d")];
+    let shard = shard(1, 3, &[1, 2, 3]);
+    let moves = |from: u64, to: u64| brings_closer(&nodes, &shard, ReplicaId(100 + from), NodeId(to));
+    assert!(moves(2, 4), "two would be in zone a");
+    assert!(!moves(1, 4), "it stays in its zone");
+    assert!(!moves(2, 5));
 }

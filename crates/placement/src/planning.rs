@@ -27,6 +27,8 @@ pub struct Planning {
     doubtful: BTreeSet<ShardId>,
     /// Of the others, those that are not settled.
     unsettled: BTreeSet<ShardId>,
+    /// Shards that are not moved for balance or spread, and do not keep others from it.
+    pinned: BTreeSet<ShardId>,
     /// What could not be repaired when it was visited last.
     unrepaired: Unrepaired,
     /// The limits with which nothing was found to move, and why, if nothing has changed since.
@@ -110,6 +112,15 @@ impl Planning {
         }
     }
 
+    /// Sets the shards that an operator has placed: plans repair them, do not move them for balance or spread, and do
+    /// not wait until they are settled.
+    pub fn set_pinned(&mut self, pinned: BTreeSet<ShardId>) {
+        if self.pinned != pinned {
+            self.pinned = pinned;
+            self.nothing_moves = None;
+        }
+    }
+
     /// Plans the next changes, as [`crate::plan`] does.
     pub fn plan(&mut self, limits: Limits) -> Plan {
         let mut planner = Planner::with_counts(&self.nodes, self.counts.clone());
@@ -139,11 +150,14 @@ impl Planning {
         if decisions.is_empty() {
             let moves_max = limits.moves_max.min(PLAN_CHANGES_MAX / 2);
             let found = match (&self.nothing_moves, limits.hold) {
-                _ if !self.unsettled.is_empty() => Err(NonDecision::Unsettled { shards: Shards::of(&self.unsettled) }),
+                _ if !self.unsettled.is_subset(&self.pinned) => {
+                    Err(NonDecision::Unsettled { shards: Shards::of(&(&self.unsettled - &self.pinned)) })
+                }
                 (_, Some(hold)) => Err(NonDecision::Held(hold)),
                 (Some((same, why)), None) if *same == limits => Err(why.clone()),
                 _ => {
-                    let shards: Vec<_> = self.shards.values().collect();
+                    let is_free = |shard: &&PlanShard| !self.pinned.contains(&shard.id);
+                    let shards: Vec<_> = self.shards.values().filter(is_free).collect();
                     let found = planner.moves(&shards, limits.balance_threshold, moves_max);
                     self.nothing_moves = found.as_ref().err().map(|why| (limits, why.clone()));
                     found
