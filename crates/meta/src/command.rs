@@ -7,12 +7,12 @@
 use bytes::Bytes;
 use flotilla_placement::Sharding;
 use flotilla_types::{
-    ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, Locality, NodeId, ReplicaId, Role, ShardDescriptor,
-    ShardId, VersionRange,
+    ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, Locality, NodeId, OperationId, ReplicaId, Role,
+    ShardDescriptor, ShardId, VersionRange,
 };
 use flotilla_values::Chunking;
 
-use crate::{Addresses, KeyId, NodeState, PreparedAuthority, TokenId};
+use crate::{Addresses, KeyId, NodeState, OperationChange, OperationReason, PreparedAuthority, TokenId};
 
 /// One change of the metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,6 +180,30 @@ pub enum MetaCommand {
         /// The replica that can no longer be trusted.
         replica: ReplicaId,
     },
+    /// Replaces a replica of a shard's intent by a new one on another node, and records that as an operation.
+    /// Answered by [`MetaReply::Operation`].
+    MoveReplica {
+        /// The shard.
+        shard: ShardId,
+        /// The replica that is to go.
+        replica: ReplicaId,
+        /// Where the new one is to be.
+        to: NodeId,
+        /// The [`crate::ShardRecord::intent_version`] on which the decision is based.
+        intent_version: u64,
+        /// Why.
+        reason: OperationReason,
+    },
+    /// Pauses, resumes or cancels an operation. Cancelling is refused once the new replica votes.
+    ChangeOperation {
+        /// The operation.
+        operation: OperationId,
+        /// Its [`crate::OperationRecord::changes`] on which the decision is based, so that no late copy of a command
+        /// undoes a later one.
+        changes: u64,
+        /// What to do.
+        change: OperationChange,
+    },
     /// Records a shard's new configuration or range.
     ReportShard {
         /// The shard's current descriptor, from its own log.
@@ -272,6 +296,8 @@ pub enum MetaReply {
     },
     /// The new replica's id.
     Replica(ReplicaId),
+    /// The operation's id.
+    Operation(OperationId),
     /// One reply for each command of a batch.
     Batch(Vec<MetaReply>),
     /// Nothing was changed.
@@ -439,6 +465,21 @@ pub enum MetaRefusal {
     /// another address.
     #[error("{0} is at this address")]
     AddressInUse(NodeId),
+    /// The shard does not have the replicas yet that it should have. Try again when it does.
+    #[error("the replicas of {0} are changing already")]
+    ShardChanging(ShardId),
+    /// No such operation, or it ended long ago.
+    #[error("there is no operation {0}, or it ended long ago")]
+    UnknownOperation(OperationId),
+    /// The operation has ended.
+    #[error("{0} has ended")]
+    OperationEnded(OperationId),
+    /// Another operator has changed the operation since. Look at it again.
+    #[error("{0} was changed since; look at it again")]
+    OperationChanged(OperationId),
+    /// The new replica votes already, or the old one is gone.
+    #[error("{0} is too far to be cancelled: its new replica votes already")]
+    OperationTooLate(OperationId),
     /// No such setting.
     #[error("there is no such setting")]
     UnknownSetting,

@@ -8,9 +8,12 @@ use std::sync::Arc;
 
 use flotilla_persistent::Map;
 use flotilla_placement::Collection;
-use flotilla_types::{ClusterId, ClusterVersion, CollectionId, NodeId, ReplicaId, ShardId, VersionRange};
+use flotilla_types::{ClusterId, ClusterVersion, CollectionId, NodeId, OperationId, ReplicaId, ShardId, VersionRange};
 
-use crate::{AuthorityRecord, KeyId, KeyRecord, NodeRecord, Setting, ShardRecord, TokenId, TokenRecord};
+use crate::{
+    AuthorityRecord, KeyId, KeyRecord, NodeRecord, OperationRecord, OperationState, Setting, ShardRecord, TokenId,
+    TokenRecord,
+};
 
 /// All metadata at one version.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +26,11 @@ pub struct MetaState {
     pub(crate) keys: Map<KeyId, Arc<KeyRecord>>,
     pub(crate) settings: Map<String, Arc<str>>,
     pub(crate) authority: Option<Arc<AuthorityRecord>>,
+    pub(crate) operations: Map<OperationId, Arc<OperationRecord>>,
+    /// Which of them have not ended, by shard. Not stored.
+    pub(crate) running_by_shard: Map<(ShardId, OperationId), ()>,
+    /// Which of them have ended. Not stored.
+    pub(crate) ended: Map<OperationId, ()>,
 }
 
 /// Identity, version, and the next ids to allocate.
@@ -35,6 +43,7 @@ pub(crate) struct Header {
     pub(crate) next_collection: CollectionId,
     pub(crate) next_shard: ShardId,
     pub(crate) next_replica: ReplicaId,
+    pub(crate) next_operation: OperationId,
 }
 
 impl Default for Header {
@@ -47,6 +56,7 @@ impl Default for Header {
             next_collection: CollectionId::DEFAULT,
             next_shard: ShardId::META.next(),
             next_replica: ReplicaId(1),
+            next_operation: OperationId(1),
         }
     }
 }
@@ -208,6 +218,44 @@ impl MetaState {
     /// Every client key, by id.
     pub fn keys(&self) -> impl Iterator<Item = &KeyRecord> {
         self.keys.values().map(Arc::as_ref)
+    }
+
+    /// An operation: a running one, or one of the latest that have ended.
+    #[must_use]
+    pub fn operation(&self, operation: OperationId) -> Option<&OperationRecord> {
+        self.operations.get(&operation).map(Arc::as_ref)
+    }
+
+    /// Every operation, by id.
+    pub fn operations(&self) -> impl Iterator<Item = &OperationRecord> {
+        self.operations.values().map(Arc::as_ref)
+    }
+
+    /// Whether another version has the same operations in the same states.
+    #[must_use]
+    pub fn has_operations_of(&self, other: &Self) -> bool {
+        self.operations == other.operations
+    }
+
+    /// The operations of a shard that have not ended.
+    pub fn running_of(&self, shard: ShardId) -> impl Iterator<Item = &OperationRecord> {
+        let from = self.running_by_shard.iter_from(move |(known, _)| *known < shard);
+        from.take_while(move |((known, _), ())| *known == shard).filter_map(|((_, id), ())| self.operation(*id))
+    }
+
+    /// The operations that have not ended, in the order of their shards.
+    pub fn running(&self) -> impl Iterator<Item = &OperationRecord> {
+        self.running_by_shard.keys().filter_map(|(_, id)| self.operation(*id))
+    }
+
+    /// The operations that wait for an operator. Visits all that have not ended.
+    pub fn paused(&self) -> impl Iterator<Item = &OperationRecord> {
+        self.running().filter(|operation| operation.state == OperationState::Paused)
+    }
+
+    /// The operations that have ended, as far as they are kept.
+    pub fn ended(&self) -> impl Iterator<Item = &OperationRecord> {
+        self.ended.keys().filter_map(|id| self.operation(*id))
     }
 
     /// The value of a setting, or its default.

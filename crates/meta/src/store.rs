@@ -13,8 +13,9 @@ use flotilla_types::{Bucket, CollectionId, KeyRange, NodeId, RecordKey, ShardId}
 use crate::{
     CodecError, MetaState, TokenId,
     codec::{
-        decode_authority, decode_collection, decode_header, decode_key, decode_node, decode_shard, decode_token,
-        encode_authority, encode_collection, encode_header, encode_key, encode_node, encode_shard, encode_token,
+        decode_authority, decode_collection, decode_header, decode_key, decode_node, decode_operation, decode_shard,
+        decode_token, encode_authority, encode_collection, encode_header, encode_key, encode_node, encode_operation,
+        encode_shard, encode_token,
     },
 };
 
@@ -24,6 +25,7 @@ const COLLECTION: &[u8] = b"collection/";
 const SHARD: &[u8] = b"shard/";
 const TOKEN: &[u8] = b"token/";
 const KEY: &[u8] = b"key/";
+const OPERATION: &[u8] = b"operation/";
 const AUTHORITY: &[u8] = b"authority";
 const SETTING: &[u8] = b"setting/";
 
@@ -47,6 +49,7 @@ pub(crate) fn write_changes(old: &MetaState, new: &MetaState, writes: &mut Write
     changes(&old.shards, &new.shards, |id| key(SHARD, &id.0.to_be_bytes()), encode_shard, writes);
     changes(&old.tokens, &new.tokens, |id| key(TOKEN, &id.0.to_be_bytes()), encode_token, writes);
     changes(&old.keys, &new.keys, |id| key(KEY, &id.0.to_be_bytes()), encode_key, writes);
+    changes(&old.operations, &new.operations, |id| key(OPERATION, &id.0.to_be_bytes()), encode_operation, writes);
     changes(
         &old.settings,
         &new.settings,
@@ -109,6 +112,10 @@ fn load_record(state: &mut MetaState, name: &[u8], value: &[u8]) -> Result<bool,
         let key = decode_key(value).map_err(corrupt)?;
         check_key(id == key.id.0.to_be_bytes())?;
         state.keys.insert(key.id, Arc::new(key));
+    } else if let Some(id) = name.strip_prefix(OPERATION) {
+        let operation = decode_operation(value).map_err(corrupt)?;
+        check_key(id == operation.id.0.to_be_bytes())?;
+        state.record_operation(operation);
     } else if let Some(setting) = name.strip_prefix(SETTING) {
         let setting = str::from_utf8(setting).map_err(|_| MachineError::Corrupt("setting name"))?;
         let value = str::from_utf8(value).map_err(|_| MachineError::Corrupt("setting value"))?;

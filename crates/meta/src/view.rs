@@ -1,9 +1,9 @@
 //! Converts metadata to placement's input, and plans to commands.
 
-use flotilla_placement::{Change, NodeStatus, Plan, PlanInput, PlanNode, PlanShard, Shard, ShardMap, place};
-use flotilla_types::{NodeId, ShardId};
+use flotilla_placement::{Change, NodeStatus, Plan, PlanInput, PlanNode, PlanShard, Reason, Shard, ShardMap, place};
+use flotilla_types::{ClusterVersion, NodeId, ShardId};
 
-use crate::{MetaCommand, MetaState, NodeState, Setting, ShardRecord};
+use crate::{MetaCommand, MetaState, NodeState, OperationReason, Setting, ShardRecord};
 
 /// The weight of every node; capacity is not recorded.
 const WEIGHT: u32 = 100;
@@ -107,20 +107,41 @@ impl MetaState {
         changes
             .chunk_by(|a, b| a.shard() == b.shard())
             .filter_map(|changes| {
-                let mut intent_version = self.shard(changes.first()?.shard())?.intent_version;
-                let commands = changes.iter().map(|change| {
-                    let command = match *change {
-                        Change::Assign { shard, node, .. } => {
-                            MetaCommand::AssignReplica { shard, node, intent_version }
-                        }
-                        Change::Unassign { shard, replica, .. } => MetaCommand::UnassignReplica { shard, replica },
-                    };
-                    // Each earlier change in the batch increments the version by one.
-                    intent_version += 1;
-                    command
-                });
-                Some(MetaCommand::Batch(commands.collect()))
+                let intent_version = self.shard(changes.first()?.shard())?.intent_version;
+                Some(MetaCommand::Batch(self.commands_for_shard(changes, intent_version)))
             })
             .collect()
+    }
+
+    /// The commands for the changes of one shard. Each increments the version of its intent by one.
+    fn commands_for_shard(&self, changes: &[Change], intent_version: u64) -> Vec<MetaCommand> {
+        let mut commands = Vec::new();
+        let mut rest = changes;
+        while let [change, after @ ..] = rest {
+            let intent_version = intent_version + commands.len() as u64;
+            rest = after;
+            commands.push(match (*change, after.first()) {
+                (Change::Assign { shard, node, reason }, Some(Change::Unassign { replica, .. })) => {
+                    match self.move_reason(reason) {
+                        Some(reason) => {
+                            rest = &after[1..];
+                            MetaCommand::MoveReplica { shard, replica: *replica, to: node, intent_version, reason }
+                        }
+                        None => MetaCommand::AssignReplica { shard, node, intent_version },
+                    }
+                }
+                (Change::Assign { shard, node, .. }, None | Some(Change::Assign { .. })) => {
+                    MetaCommand::AssignReplica { shard, node, intent_version }
+                }
+                (Change::Unassign { shard, replica, .. }, _) => MetaCommand::UnassignReplica { shard, replica },
+            });
+        }
+        commands
+    }
+
+    /// The reason of a planned move, if moves are recorded.
+    fn move_reason(&self, reason: Reason) -> Option<OperationReason> {
+        let are_recorded = self.cluster_version() >= ClusterVersion::OPERATIONS;
+        OperationReason::of_plan(reason).filter(|_| are_recorded)
     }
 }

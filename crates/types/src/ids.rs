@@ -84,6 +84,10 @@ number!(
     ReplicaId, u64, "r", "replica id"
 );
 number!(
+    /// An operation that the metadata records, such as the move of a replica. Never reused. `0` is none.
+    OperationId, u64, "op", "operation id"
+);
+number!(
     /// A collection of records. [`CollectionId::SYSTEM`] holds the metadata group's own records.
     CollectionId, u32, "c", "collection id"
 );

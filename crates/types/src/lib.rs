@@ -20,8 +20,8 @@ mod version;
 pub use address::{HostPort, ParseHostPortError};
 pub use checkpoint::{Checkpoint, CheckpointFormat, Folding, Position, TableKind, TableRef, Tables};
 pub use ids::{
-    ClusterId, CollectionId, Incarnation, LogIndex, NodeId, ParseIdError, ReplicaId, SessionId, ShardId, Term,
-    WalSequence,
+    ClusterId, CollectionId, Incarnation, LogIndex, NodeId, OperationId, ParseIdError, ReplicaId, SessionId, ShardId,
+    Term, WalSequence,
 };
 pub use label::{escape_hidden, is_printable};
 pub use object::{Holder, ObjectId};

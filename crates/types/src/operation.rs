@@ -16,11 +16,14 @@ pub enum OperationKind {
     TransferLeader,
     /// A replica fetches the objects of a snapshot.
     ReceiveSnapshot,
+    /// A replica moves to another node: there it is added, and the old one is removed. Recorded by the metadata.
+    MoveReplica,
 }
 
 impl OperationKind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::AddReplica, Self::RemoveReplica, Self::TransferLeader, Self::ReceiveSnapshot];
+    pub const ALL: [Self; 5] =
+        [Self::AddReplica, Self::RemoveReplica, Self::TransferLeader, Self::ReceiveSnapshot, Self::MoveReplica];
 
     /// Its name, the same in JSON.
     #[must_use]
@@ -30,6 +33,7 @@ impl OperationKind {
             Self::RemoveReplica => "remove_replica",
             Self::TransferLeader => "transfer_leader",
             Self::ReceiveSnapshot => "receive_snapshot",
+            Self::MoveReplica => "move_replica",
         }
     }
 }
@@ -63,11 +67,19 @@ pub enum OperationPhase {
     Transferring,
     /// Objects are being fetched.
     Fetching,
+    /// An operator has paused the operation.
+    Paused,
+    /// The operation has done what it was for.
+    Done,
+    /// An operator has cancelled the operation: the shard keeps the replicas that it had.
+    Cancelled,
+    /// Another decision has taken the place of the operation.
+    Superseded,
 }
 
 impl OperationPhase {
     /// Every phase.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::Waiting,
         Self::ReceivingSnapshot,
         Self::CatchingUp,
@@ -77,6 +89,10 @@ impl OperationPhase {
         Self::Removing,
         Self::Transferring,
         Self::Fetching,
+        Self::Paused,
+        Self::Done,
+        Self::Cancelled,
+        Self::Superseded,
     ];
 
     /// Its name, the same in JSON.
@@ -92,6 +108,10 @@ impl OperationPhase {
             Self::Removing => "removing",
             Self::Transferring => "transferring",
             Self::Fetching => "fetching",
+            Self::Paused => "paused",
+            Self::Done => "done",
+            Self::Cancelled => "cancelled",
+            Self::Superseded => "superseded",
         }
     }
 }

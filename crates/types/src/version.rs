@@ -30,6 +30,7 @@
 //! | 4 | records that say when others expire, and their totals | [`ClusterVersion::EXPIRY_RECORDS`] |
 //! | 5 | entries and records that refer to objects, and their batches and pieces | [`ClusterVersion::VALUE_REFS`] |
 //! | 5 | settings of large values in collections and their commands | [`ClusterVersion::VALUE_REFS`] |
+//! | 6 | moves of replicas as operations: their commands, records and counter | [`ClusterVersion::OPERATIONS`] |
 //! | 4 | the setting `transfer_bytes_per_second` | [`ClusterVersion::TRANSFER_RATE`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
@@ -90,6 +91,8 @@ impl ClusterVersion {
     pub const EXPIRY_RECORDS: Self = Self(4);
     /// Entries and records refer to objects that replicas need beside them.
     pub const VALUE_REFS: Self = Self(5);
+    /// The metadata records operations.
+    pub const OPERATIONS: Self = Self(6);
     /// The metadata holds how fast nodes transfer objects.
     pub const TRANSFER_RATE: Self = Self(4);
     /// The last version that the formats can name.
@@ -119,7 +122,7 @@ pub struct VersionRange {
 
 impl VersionRange {
     /// The versions that these sources know.
-    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(5) };
+    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(6) };
     /// The versions of binaries that announce none.
     pub const FIRST_ONLY: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion::FIRST };
 

@@ -7,6 +7,9 @@
 mod authority;
 mod keys;
 mod nodes;
+#[cfg(test)]
+mod operation_tests;
+mod operations;
 mod shards;
 #[cfg(test)]
 mod tests;
@@ -51,6 +54,8 @@ pub const SHARDS_MAX: usize = 20_000;
 pub const INTENT_MAX: usize = 10;
 /// Limit on commands of one batch.
 pub const BATCH_COMMANDS_MAX: usize = 1_024;
+/// Operations that have ended and are kept, so that their outcome can be asked for: the latest.
+pub const OPERATIONS_ENDED_MAX: usize = 256;
 /// Limit on the bytes of a node's or collection's name.
 pub const NAME_BYTES_MAX: usize = 64;
 /// Limit on the bytes of one address.
@@ -126,13 +131,19 @@ impl MetaState {
                 self.create_collection(name, *sharding, *buckets, *replicas, initial_nodes, *values)
             }
             MetaCommand::ChangeCollection { collection, values } => self.change_collection(*collection, *values),
-            MetaCommand::DropCollection { collection } => self.drop_collection(*collection),
+            MetaCommand::DropCollection { collection } => self.drop_collection(now_ms, *collection),
             MetaCommand::AssignReplica { shard, node, intent_version } => {
-                self.assign_replica(*shard, *node, *intent_version)
+                self.assign_replica(now_ms, *shard, *node, *intent_version)
             }
-            MetaCommand::UnassignReplica { shard, replica } => self.unassign_replica(*shard, *replica),
-            MetaCommand::ReplaceReplica { shard, replica } => self.replace_replica(*shard, *replica),
-            MetaCommand::ReportShard { descriptor } => self.report_shard(descriptor),
+            MetaCommand::UnassignReplica { shard, replica } => self.unassign_replica(now_ms, *shard, *replica),
+            MetaCommand::ReplaceReplica { shard, replica } => self.replace_replica(now_ms, *shard, *replica),
+            MetaCommand::MoveReplica { shard, replica, to, intent_version, reason } => {
+                self.move_replica(now_ms, *shard, *replica, *to, (*intent_version, *reason))
+            }
+            MetaCommand::ChangeOperation { operation, changes, change } => {
+                self.change_operation(now_ms, *operation, *changes, *change)
+            }
+            MetaCommand::ReportShard { descriptor } => self.report_shard(now_ms, descriptor),
             MetaCommand::PutSetting { key, value } => self.put_setting(key, value),
             MetaCommand::SetClusterVersion { version, seen } => self.set_cluster_version(*version, seen),
         }

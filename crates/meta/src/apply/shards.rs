@@ -84,13 +84,20 @@ impl MetaState {
         Ok(MetaReply::Done)
     }
 
-    pub(super) fn drop_collection(&mut self, collection: CollectionId) -> ApplyResult {
+    pub(super) fn drop_collection(&mut self, now_ms: u64, collection: CollectionId) -> ApplyResult {
         self.collections.remove(&collection).ok_or(MetaRefusal::UnknownCollection(collection))?;
         self.shards.retain(|_, shard| shard.collection != collection);
+        self.end_operations_of_dropped(now_ms);
         Ok(MetaReply::Done)
     }
 
-    pub(super) fn assign_replica(&mut self, shard: ShardId, node: NodeId, intent_version: u64) -> ApplyResult {
+    pub(super) fn assign_replica(
+        &mut self,
+        now_ms: u64,
+        shard: ShardId,
+        node: NodeId,
+        intent_version: u64,
+    ) -> ApplyResult {
         let record = self.shard(shard).ok_or(MetaRefusal::UnknownShard(shard))?;
         if record.intent_version != intent_version {
             return Err(MetaRefusal::IntentChanged { found: record.intent_version });
@@ -103,11 +110,11 @@ impl MetaState {
         }
         self.check_active(node)?;
         let replica = self.allocate_replica();
-        self.change_intent(shard, |intent| intent.push(PlanReplica { replica, node }));
+        self.change_intent(now_ms, shard, |intent| intent.push(PlanReplica { replica, node }));
         Ok(MetaReply::Replica(replica))
     }
 
-    pub(super) fn unassign_replica(&mut self, shard: ShardId, replica: ReplicaId) -> ApplyResult {
+    pub(super) fn unassign_replica(&mut self, now_ms: u64, shard: ShardId, replica: ReplicaId) -> ApplyResult {
         let record = self.shard(shard).ok_or(MetaRefusal::UnknownShard(shard))?;
         if !record.intent.iter().any(|held| held.replica == replica) {
             return Err(MetaRefusal::UnknownReplica(replica));
@@ -115,23 +122,24 @@ impl MetaState {
         if record.intent.len() == 1 {
             return Err(MetaRefusal::LastReplica);
         }
-        self.change_intent(shard, |intent| intent.retain(|held| held.replica != replica));
+        self.change_intent(now_ms, shard, |intent| intent.retain(|held| held.replica != replica));
         Ok(MetaReply::Done)
     }
 
-    pub(super) fn replace_replica(&mut self, shard: ShardId, replica: ReplicaId) -> ApplyResult {
+    pub(super) fn replace_replica(&mut self, now_ms: u64, shard: ShardId, replica: ReplicaId) -> ApplyResult {
         let record = self.shard(shard).ok_or(MetaRefusal::UnknownShard(shard))?;
         let held = record.intent.iter().find(|held| held.replica == replica);
         let node = held.ok_or(MetaRefusal::UnknownReplica(replica))?.node;
         let new = self.allocate_replica();
-        self.change_intent(shard, |intent| {
+        self.follow_replacement(shard, replica, new);
+        self.change_intent(now_ms, shard, |intent| {
             intent.retain(|held| held.replica != replica);
             intent.push(PlanReplica { replica: new, node });
         });
         Ok(MetaReply::Replica(new))
     }
 
-    pub(super) fn report_shard(&mut self, reported: &ShardDescriptor) -> ApplyResult {
+    pub(super) fn report_shard(&mut self, now_ms: u64, reported: &ShardDescriptor) -> ApplyResult {
         let record = self.shard(reported.shard).ok_or(MetaRefusal::UnknownShard(reported.shard))?;
         let mut reported = reported.clone();
         reported.replicas.sort_by_key(|held| held.replica);
@@ -146,6 +154,7 @@ impl MetaState {
         self.check_descriptor(&reported)?;
         let id = reported.shard;
         self.change_shard(id, |record| record.descriptor = reported);
+        self.end_operations_of(id, now_ms);
         Ok(MetaReply::Done)
     }
 
@@ -177,11 +186,12 @@ impl MetaState {
         id
     }
 
-    fn change_intent(&mut self, shard: ShardId, change: impl FnOnce(&mut Vec<PlanReplica>)) {
+    pub(super) fn change_intent(&mut self, now_ms: u64, shard: ShardId, change: impl FnOnce(&mut Vec<PlanReplica>)) {
         self.change_shard(shard, |record| {
             change(&mut record.intent);
             record.intent_version += 1;
         });
+        self.end_operations_of(shard, now_ms);
     }
 
     fn change_shard(&mut self, shard: ShardId, change: impl FnOnce(&mut ShardRecord)) {

@@ -801,7 +801,7 @@ fn placement_replaces_what_a_leaving_node_holds_and_leaves_what_a_draining_one_h
     assert!(matches!(apply(&mut state, &collection("c", 1, 3, &[1, 2, 3])), MetaReply::Collection { .. }));
     let planned = |state: &MetaState| {
         let plan = plan(&state.plan_input(|_| Liveness::Live));
-        plan.changes.iter().filter(|change| change.shard() != ShardId::META).count()
+        plan.changes().filter(|change| change.shard() != ShardId::META).count()
     };
     assert_eq!(planned(&state), 0);
     assert_eq!(apply(&mut state, &set(3, NodeState::Draining)), MetaReply::Done);

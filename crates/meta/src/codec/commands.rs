@@ -9,7 +9,7 @@ use flotilla_types::{ClusterVersion, Incarnation, Locality, NodeId, VersionRange
 use super::{
     COMMAND_BYTES_MAX, CodecError,
     authority::PreparedAuthorityPb,
-    decode_with_need, encode_at, hash, number,
+    decode_with_need, encode_at, hash, number, operations,
     records::{
         AddressesPb, DescriptorPb, ValuesPb, VersionsPb, cluster, collection_id, node_state, role, role_number,
         sharding, sharding_number, state_number, value_settings, version, versions,
@@ -22,7 +22,7 @@ use crate::{Displaced, JoinRequest, KeyId, MetaCommand, NewNode, SeenNode, Setti
 struct CommandPb {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26"
     )]
     kind: Option<Kind>,
 }
@@ -77,6 +77,10 @@ enum Kind {
     NodeCertified(NodeCertifiedPb),
     #[prost(message, tag = "24")]
     ChangeCollection(ChangeCollectionPb),
+    #[prost(message, tag = "25")]
+    MoveReplica(MoveReplicaPb),
+    #[prost(message, tag = "26")]
+    ChangeOperation(ChangeOperationPb),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -251,6 +255,30 @@ struct NamedReplicaPb {
     replica: u64,
 }
 
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct MoveReplicaPb {
+    #[prost(uint64, tag = "1")]
+    shard: u64,
+    #[prost(uint64, tag = "2")]
+    replica: u64,
+    #[prost(uint64, tag = "3")]
+    to: u64,
+    #[prost(uint64, tag = "4")]
+    intent_version: u64,
+    #[prost(uint32, tag = "5")]
+    reason: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct ChangeOperationPb {
+    #[prost(uint64, tag = "1")]
+    operation: u64,
+    #[prost(uint32, tag = "2")]
+    change: u32,
+    #[prost(uint64, tag = "3")]
+    changes: u64,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 struct PutSettingPb {
     #[prost(string, tag = "1")]
@@ -320,6 +348,7 @@ impl MetaCommand {
             Self::SetNodeState { state, .. } => state.since(),
             Self::CompleteLeave { .. } => ClusterVersion::DRAINING,
             Self::ChangeCollection { .. } => ClusterVersion::VALUE_REFS,
+            Self::MoveReplica { .. } | Self::ChangeOperation { .. } => ClusterVersion::OPERATIONS,
             Self::ReportStart { .. } => ClusterVersion::NODE_STARTS,
             Self::PrepareAuthority { .. } | Self::BeginRotation { .. } | Self::NodeCertified { .. } => {
                 ClusterVersion::AUTHORITY_ROTATION
@@ -443,6 +472,20 @@ impl From<&MetaCommand> for CommandPb {
             MetaCommand::ReplaceReplica { shard, replica } => {
                 Kind::ReplaceReplica(NamedReplicaPb { shard: shard.0, replica: replica.0 })
             }
+            MetaCommand::MoveReplica { shard, replica, to, intent_version, reason } => {
+                Kind::MoveReplica(MoveReplicaPb {
+                    shard: shard.0,
+                    replica: replica.0,
+                    to: to.0,
+                    intent_version: *intent_version,
+                    reason: operations::reason_number(*reason),
+                })
+            }
+            MetaCommand::ChangeOperation { operation, changes, change } => Kind::ChangeOperation(ChangeOperationPb {
+                operation: operation.0,
+                change: operations::change_number(*change),
+                changes: *changes,
+            }),
             MetaCommand::ReportShard { descriptor } => Kind::ReportShard(descriptor.into()),
             MetaCommand::PutSetting { key, value } => {
                 Kind::PutSetting(PutSettingPb { key: key.clone(), value: value.clone() })
@@ -550,6 +593,18 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
         Kind::ReplaceReplica(pb) => {
             MetaCommand::ReplaceReplica { shard: number(pb.shard)?, replica: number(pb.replica)? }
         }
+        Kind::MoveReplica(pb) => MetaCommand::MoveReplica {
+            shard: number(pb.shard)?,
+            replica: number(pb.replica)?,
+            to: number(pb.to)?,
+            intent_version: pb.intent_version,
+            reason: operations::reason(pb.reason)?,
+        },
+        Kind::ChangeOperation(pb) => MetaCommand::ChangeOperation {
+            operation: number(pb.operation)?,
+            changes: pb.changes,
+            change: operations::change(pb.change)?,
+        },
         Kind::ReportShard(pb) => MetaCommand::ReportShard { descriptor: pb.try_into_descriptor()? },
         Kind::PutSetting(pb) => MetaCommand::PutSetting { key: pb.key, value: pb.value },
         Kind::SetClusterVersion(pb) => MetaCommand::SetClusterVersion {

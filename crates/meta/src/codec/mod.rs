@@ -7,6 +7,7 @@
 
 mod authority;
 mod commands;
+mod operations;
 mod records;
 mod replies;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use flotilla_types::{ClusterVersion, VersionRange};
 use prost::Message;
 
 pub(crate) use authority::{decode_authority, encode_authority};
+pub(crate) use operations::{decode_operation, encode_operation};
 pub(crate) use records::{decode_collection, decode_header, decode_key, decode_node, decode_shard, decode_token};
 pub(crate) use records::{encode_collection, encode_header, encode_key, encode_node, encode_shard, encode_token};
 

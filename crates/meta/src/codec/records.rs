@@ -6,17 +6,18 @@ use bytes::Bytes;
 use flotilla_placement::{Collection, PlanReplica, Sharding};
 use flotilla_storage::VersionNeed;
 use flotilla_types::{
-    ClusterId, ClusterVersion, CollectionId, Epoch, KeyRange, Locality, ReplicaDescriptor, ReplicaRole, Role,
-    ShardDescriptor, VersionRange,
+    ClusterId, ClusterVersion, CollectionId, Epoch, KeyRange, Locality, OperationId, ReplicaDescriptor, ReplicaRole,
+    Role, ShardDescriptor, VersionRange,
 };
 use flotilla_values::Chunking;
 
 use super::{
-    CodecError, authority::AuthorityPb, decode_versioned, encode_at, encode_versioned, hash, number, required,
+    CodecError, authority::AuthorityPb, decode_versioned, encode_at, encode_versioned, hash, number,
+    operations::OperationPb, required,
 };
 use crate::{
-    Addresses, AuthorityRecord, KeyId, KeyRecord, MetaState, NodeRecord, NodeStart, NodeState, ShardRecord, TokenId,
-    TokenRecord, ValueSettings, state::Header,
+    Addresses, AuthorityRecord, KeyId, KeyRecord, MetaState, NodeRecord, NodeStart, NodeState, OperationRecord,
+    ShardRecord, TokenId, TokenRecord, ValueSettings, state::Header,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -196,6 +197,9 @@ struct HeaderPb {
     /// Zero for the first.
     #[prost(uint32, tag = "7")]
     cluster_version: u32,
+    /// Zero for the first.
+    #[prost(uint64, tag = "8")]
+    next_operation: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -216,6 +220,8 @@ struct SnapshotPb {
     keys: Vec<KeyPb>,
     #[prost(message, optional, tag = "8")]
     authority: Option<AuthorityPb>,
+    #[prost(message, repeated, tag = "9")]
+    operations: Vec<OperationPb>,
 }
 
 impl MetaState {
@@ -231,6 +237,7 @@ impl MetaState {
             settings: self.settings.iter().map(|(key, value)| (key.clone(), value.to_string())).collect(),
             keys: self.keys().map(KeyPb::from).collect(),
             authority: self.authority().map(AuthorityPb::from),
+            operations: self.operations().map(OperationPb::from).collect(),
         };
         encode_at(VersionNeed::InForce(self.cluster_version()), &snapshot)
     }
@@ -258,6 +265,9 @@ impl MetaState {
         for key in snapshot.keys {
             let key = KeyRecord::try_from(key)?;
             state.keys.insert(key.id, Arc::new(key));
+        }
+        for operation in snapshot.operations {
+            state.record_operation(OperationRecord::try_from(operation)?);
         }
         state.authority = snapshot.authority.map(AuthorityRecord::try_from).transpose()?.map(Arc::new);
         state.settings = snapshot.settings.into_iter().map(|(key, value)| (key, value.into())).collect();
@@ -322,6 +332,10 @@ impl From<&Header> for HeaderPb {
                 ClusterVersion::FIRST => 0,
                 later => later.0,
             },
+            next_operation: match header.next_operation {
+                OperationId(1) => 0,
+                later => later.0,
+            },
         }
     }
 }
@@ -344,6 +358,10 @@ impl TryFrom<HeaderPb> for Header {
             cluster_version: match header.cluster_version {
                 0 => ClusterVersion::FIRST,
                 later => version(later)?,
+            },
+            next_operation: match header.next_operation {
+                0 => OperationId(1),
+                later => number(later)?,
             },
         })
     }

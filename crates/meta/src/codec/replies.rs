@@ -14,7 +14,7 @@ use crate::{Field, Limit, MetaRefusal, MetaReply};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct ReplyPb {
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
     kind: Option<Kind>,
 }
 
@@ -32,6 +32,8 @@ enum Kind {
     Batch(BatchPb),
     #[prost(message, tag = "6")]
     Refused(RefusalPb),
+    #[prost(uint64, tag = "7")]
+    Operation(u64),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -85,6 +87,7 @@ impl From<&MetaReply> for ReplyPb {
                 shards: shards.iter().map(|shard| shard.0).collect(),
             }),
             MetaReply::Replica(replica) => Kind::Replica(replica.0),
+            MetaReply::Operation(operation) => Kind::Operation(operation.0),
             MetaReply::Batch(replies) => Kind::Batch(BatchPb { replies: replies.iter().map(Self::from).collect() }),
             MetaReply::Refused(refusal) => Kind::Refused(refusal.into()),
         };
@@ -104,6 +107,7 @@ impl TryFrom<ReplyPb> for MetaReply {
                 shards: pb.shards.into_iter().map(number).collect::<Result<Vec<ShardId>, _>>()?,
             },
             Kind::Replica(replica) => Self::Replica(number(replica)?),
+            Kind::Operation(operation) => Self::Operation(number(operation)?),
             Kind::Batch(pb) => {
                 Self::Batch(pb.replies.into_iter().map(Self::try_from).collect::<Result<_, CodecError>>()?)
             }
@@ -157,6 +161,11 @@ impl From<&MetaRefusal> for RefusalPb {
             MetaRefusal::RotationInProgress => (38, 0, 0),
             MetaRefusal::AuthorityNotHeld(node) => (39, node.0, 0),
             MetaRefusal::AddressInUse(node) => (40, node.0, 0),
+            MetaRefusal::ShardChanging(shard) => (41, shard.0, 0),
+            MetaRefusal::UnknownOperation(operation) => (42, operation.0, 0),
+            MetaRefusal::OperationEnded(operation) => (43, operation.0, 0),
+            MetaRefusal::OperationTooLate(operation) => (44, operation.0, 0),
+            MetaRefusal::OperationChanged(operation) => (45, operation.0, 0),
         };
         let cluster = if let MetaRefusal::OtherCluster(cluster) = refusal { cluster.0.to_vec() } else { Vec::new() };
         let inner = if let MetaRefusal::InBatch { refusal, .. } = refusal {
@@ -223,6 +232,11 @@ impl TryFrom<RefusalPb> for MetaRefusal {
             38 => Self::RotationInProgress,
             39 => Self::AuthorityNotHeld(number(pb.first)?),
             40 => Self::AddressInUse(number(pb.first)?),
+            41 => Self::ShardChanging(number(pb.first)?),
+            42 => Self::UnknownOperation(number(pb.first)?),
+            43 => Self::OperationEnded(number(pb.first)?),
+            44 => Self::OperationTooLate(number(pb.first)?),
+            45 => Self::OperationChanged(number(pb.first)?),
             _ => return Err(CodecError::Malformed),
         })
     }

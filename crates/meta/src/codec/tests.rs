@@ -2,15 +2,15 @@
 
 use flotilla_placement::{Collection, Sharding};
 use flotilla_types::{
-    Bucket, ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, KeyRange, NodeId, ReplicaDescriptor,
-    ReplicaId, ReplicaRole, Role, ShardDescriptor, ShardId, VersionRange,
+    Bucket, ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, KeyRange, NodeId, OperationId,
+    ReplicaDescriptor, ReplicaId, ReplicaRole, Role, ShardDescriptor, ShardId, VersionRange,
 };
 use flotilla_values::Chunking;
 
 use super::*;
 use crate::{
     Addresses, Displaced, Field, JoinRequest, KeyId, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, NodeState,
-    PreparedAuthority, SeenNode, TokenId, ValueSettings,
+    OperationChange, OperationReason, PreparedAuthority, SeenNode, TokenId, ValueSettings,
 };
 
 fn raise() -> MetaCommand {
@@ -81,6 +81,20 @@ fn commands() -> Vec<MetaCommand> {
     ];
     commands.push(MetaCommand::CompleteLeave { node: NodeId(1) });
     commands.push(MetaCommand::ReportStart { node: NodeId(1), incarnation: Incarnation(2), build: "1.2".to_owned() });
+    let replica = ReplicaId(4);
+    for reason in [
+        OperationReason::Operator,
+        OperationReason::NodeDead,
+        OperationReason::NodeLeaving,
+        OperationReason::NodeRemoved,
+        OperationReason::Spread,
+        OperationReason::Balance,
+    ] {
+        commands.push(MetaCommand::MoveReplica { shard, replica, to: NodeId(3), intent_version: 2, reason });
+    }
+    for change in [OperationChange::Pause, OperationChange::Resume, OperationChange::Cancel] {
+        commands.push(MetaCommand::ChangeOperation { operation: OperationId(9), changes: 3, change });
+    }
     use NodeState::{Active, Decommissioning, Draining, Leaving, Lost, Removed};
     for state in [Active, Draining, Decommissioning, Leaving, Removed, Lost] {
         commands.push(MetaCommand::SetNodeState { node: NodeId(1), state });
@@ -187,10 +201,15 @@ fn replies_round_trip() {
         MetaRefusal::RotationInProgress,
         MetaRefusal::AuthorityNotHeld(NodeId(13)),
         MetaRefusal::AddressInUse(NodeId(13)),
+        MetaRefusal::ShardChanging(ShardId(14)),
+        MetaRefusal::UnknownOperation(OperationId(15)),
+        MetaRefusal::OperationEnded(OperationId(16)),
+        MetaRefusal::OperationTooLate(OperationId(17)),
+        MetaRefusal::OperationChanged(OperationId(18)),
     ];
     refusals.extend((1..=15).filter_map(Field::from_number).map(MetaRefusal::Invalid));
     refusals.extend((1..=7).filter_map(Limit::from_number).map(MetaRefusal::LimitReached));
-    assert_eq!(refusals.len(), 37 + 15 + 7);
+    assert_eq!(refusals.len(), 42 + 15 + 7);
     let nested = refusals
         .iter()
         .cloned()
@@ -201,6 +220,7 @@ fn replies_round_trip() {
         MetaReply::Node(NodeId(1)),
         MetaReply::Collection { collection: CollectionId(1), shards: vec![ShardId(1), ShardId(2)] },
         MetaReply::Replica(ReplicaId(3)),
+        MetaReply::Operation(OperationId(4)),
     ];
     replies.extend(nested.map(MetaReply::Refused).collect::<Vec<_>>());
     replies.extend(refusals.into_iter().map(MetaReply::Refused));
@@ -244,9 +264,13 @@ fn commands_name_the_version_that_they_need() {
             }
             MetaCommand::SetNodeState { state, .. } => matches!(state, NodeState::Draining | NodeState::Leaving),
             MetaCommand::CreateCollection { values: ValueSettings::NONE, .. } => false,
-            // One of the batch needs it.
-            MetaCommand::CreateCollection { .. } | MetaCommand::ChangeCollection { .. } | MetaCommand::Batch(_) => {
+            MetaCommand::CreateCollection { .. } | MetaCommand::ChangeCollection { .. } => {
                 assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::VALUE_REFS));
+                continue;
+            }
+            // One of the batch needs it.
+            MetaCommand::MoveReplica { .. } | MetaCommand::ChangeOperation { .. } | MetaCommand::Batch(_) => {
+                assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::OPERATIONS));
                 continue;
             }
             MetaCommand::PrepareAuthority { .. }

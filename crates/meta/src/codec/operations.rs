@@ -1,0 +1,133 @@
+//! The encoding of operations.
+
+use bytes::Bytes;
+use flotilla_placement::PlanReplica;
+use flotilla_storage::VersionNeed;
+use flotilla_types::ClusterVersion;
+
+use super::{CodecError, decode_versioned, encode_at, number, required};
+use crate::{OperationChange, OperationReason, OperationRecord, OperationState};
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct OperationPb {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(uint32, tag = "2")]
+    state: u32,
+    #[prost(uint32, tag = "3")]
+    reason: u32,
+    #[prost(uint64, tag = "4")]
+    started_ms: u64,
+    #[prost(uint64, tag = "5")]
+    since_ms: u64,
+    #[prost(message, optional, tag = "6")]
+    moved: Option<MovePb>,
+    #[prost(uint64, tag = "7")]
+    changes: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct MovePb {
+    #[prost(uint64, tag = "1")]
+    shard: u64,
+    #[prost(uint64, tag = "2")]
+    from_replica: u64,
+    #[prost(uint64, tag = "3")]
+    from_node: u64,
+    #[prost(uint64, tag = "4")]
+    to_replica: u64,
+    #[prost(uint64, tag = "5")]
+    to_node: u64,
+}
+
+/// Encodes a stored operation. Its version keeps older binaries from reading it.
+pub(crate) fn encode_operation(operation: &OperationRecord) -> Bytes {
+    encode_at(VersionNeed::InForce(ClusterVersion::OPERATIONS), &OperationPb::from(operation))
+}
+
+/// Decodes a stored operation.
+pub(crate) fn decode_operation(bytes: &[u8]) -> Result<OperationRecord, CodecError> {
+    decode_versioned::<OperationPb>(bytes)?.try_into()
+}
+
+impl From<&OperationRecord> for OperationPb {
+    fn from(operation: &OperationRecord) -> Self {
+        Self {
+            id: operation.id.0,
+            state: STATES.iter().position(|state| *state == operation.state).map_or(0, |at| at as u32 + 1),
+            reason: reason_number(operation.reason),
+            started_ms: operation.started_ms,
+            since_ms: operation.since_ms,
+            changes: operation.changes,
+            moved: Some(MovePb {
+                shard: operation.shard.0,
+                from_replica: operation.from.replica.0,
+                from_node: operation.from.node.0,
+                to_replica: operation.to.replica.0,
+                to_node: operation.to.node.0,
+            }),
+        }
+    }
+}
+
+impl TryFrom<OperationPb> for OperationRecord {
+    type Error = CodecError;
+
+    fn try_from(pb: OperationPb) -> Result<Self, CodecError> {
+        let moved = required(pb.moved)?;
+        Ok(Self {
+            id: number(pb.id)?,
+            shard: number(moved.shard)?,
+            from: PlanReplica { replica: number(moved.from_replica)?, node: number(moved.from_node)? },
+            to: PlanReplica { replica: number(moved.to_replica)?, node: number(moved.to_node)? },
+            reason: reason(pb.reason)?,
+            state: nth(&STATES, pb.state)?,
+            changes: number(pb.changes)?,
+            started_ms: pb.started_ms,
+            since_ms: pb.since_ms,
+        })
+    }
+}
+
+/// The states in the order of their numbers, from 1.
+const STATES: [OperationState; 5] = [
+    OperationState::Running,
+    OperationState::Paused,
+    OperationState::Done,
+    OperationState::Cancelled,
+    OperationState::Superseded,
+];
+
+/// The reasons in the order of their numbers, from 1.
+const REASONS: [OperationReason; 6] = [
+    OperationReason::Operator,
+    OperationReason::NodeDead,
+    OperationReason::NodeLeaving,
+    OperationReason::NodeRemoved,
+    OperationReason::Spread,
+    OperationReason::Balance,
+];
+
+/// The changes in the order of their numbers, from 1.
+const CHANGES: [OperationChange; 3] = [OperationChange::Pause, OperationChange::Resume, OperationChange::Cancel];
+
+pub(super) fn reason_number(reason: OperationReason) -> u32 {
+    REASONS.iter().position(|known| *known == reason).map_or(0, |at| at as u32 + 1)
+}
+
+pub(super) fn reason(number: u32) -> Result<OperationReason, CodecError> {
+    nth(&REASONS, number)
+}
+
+pub(super) fn change_number(change: OperationChange) -> u32 {
+    CHANGES.iter().position(|known| *known == change).map_or(0, |at| at as u32 + 1)
+}
+
+pub(super) fn change(number: u32) -> Result<OperationChange, CodecError> {
+    nth(&CHANGES, number)
+}
+
+fn nth<T: Copy>(known: &[T], number: u32) -> Result<T, CodecError> {
+    let at = number.checked_sub(1).ok_or(CodecError::Malformed)?;
+    known.get(at as usize).copied().ok_or(CodecError::Malformed)
+}

@@ -1,0 +1,96 @@
+//! Operations that the metadata records: moves of replicas, with their reasons and how they stand.
+//!
+//! Invariants: plain data; the rules are in `apply`. How far a running operation is, only the nodes know: that
+//! changes too often for a log.
+
+use flotilla_placement::{PlanReplica, Reason};
+use flotilla_types::{OperationId, ShardId};
+
+/// The move of a replica to another node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OperationRecord {
+    /// Its id.
+    pub id: OperationId,
+    /// The shard.
+    pub shard: ShardId,
+    /// The replica that is to go.
+    pub from: PlanReplica,
+    /// The replica that takes its place. Another id if it had to be built again.
+    pub to: PlanReplica,
+    /// Why.
+    pub reason: OperationReason,
+    /// How it stands.
+    pub state: OperationState,
+    /// How often an operator has changed it.
+    pub changes: u64,
+    /// When it was decided, in Unix milliseconds of hybrid time.
+    pub started_ms: u64,
+    /// When it came to its state, in Unix milliseconds of hybrid time.
+    pub since_ms: u64,
+}
+
+/// Why an operation was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OperationReason {
+    /// An operator asked for it.
+    Operator,
+    /// The replica's node is dead.
+    NodeDead,
+    /// The replica's node is leaving.
+    NodeLeaving,
+    /// The replica's node was removed.
+    NodeRemoved,
+    /// Replicas shared more locality labels than necessary.
+    Spread,
+    /// The replica's node held more than its share.
+    Balance,
+}
+
+impl OperationReason {
+    /// The reason of a planned move; `None` for changes that are no moves.
+    #[must_use]
+    pub fn of_plan(reason: Reason) -> Option<Self> {
+        match reason {
+            Reason::NodeDead => Some(Self::NodeDead),
+            Reason::NodeLeaving => Some(Self::NodeLeaving),
+            Reason::NodeRemoved => Some(Self::NodeRemoved),
+            Reason::Spread => Some(Self::Spread),
+            Reason::Balance => Some(Self::Balance),
+            Reason::UnderReplicated | Reason::Surplus => None,
+        }
+    }
+}
+
+/// How an operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OperationState {
+    /// Its shard's leader works on it.
+    Running,
+    /// It waits for an operator.
+    Paused,
+    /// The shard has the new replica, and not the old one.
+    Done,
+    /// An operator has taken it back.
+    Cancelled,
+    /// A later decision has taken its place, or its shard was dropped.
+    Superseded,
+}
+
+impl OperationState {
+    /// Whether nothing more happens.
+    #[must_use]
+    pub fn has_ended(self) -> bool {
+        matches!(self, Self::Done | Self::Cancelled | Self::Superseded)
+    }
+}
+
+/// What an operator may do with an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OperationChange {
+    /// Stop until it is resumed. Configurations that are half changed are completed first.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Keep the old replica instead of the new one.
+    Cancel,
+}
