@@ -129,6 +129,7 @@ impl Control {
             tokio::spawn(loops::save_meta(context.topology.clone(), parts.save_meta)),
             tokio::spawn(loops::lifecycle(context.clone(), parts.notices, parts.keep_evidence)),
             tokio::spawn(loops::shards_led(context.clone())),
+            tokio::spawn(loops::pauses(context.clone())),
             tokio::spawn(loops::consistency(context.clone(), parts.events)),
             tokio::spawn(loops::placement(context.clone(), parts.cpu_used_us, questions)),
             tokio::spawn(loops::run(context.clone(), Leaders::default())),

@@ -112,6 +112,24 @@ async fn keep(context: Arc<Context>, keep_evidence: KeepEvidence, loss: Lost, ke
     let _ = kept.send(loss);
 }
 
+/// Pauses the snapshots of replicas here whose moves an operator has paused.
+pub(crate) async fn pauses(context: Arc<Context>) {
+    let mut metadata = context.topology.watch();
+    let mut known = Arc::new(MetaState::default());
+    loop {
+        let now = metadata.borrow_and_update().clone();
+        if !now.has_operations_of(&known) {
+            let here = now.paused().filter(|operation| operation.to.node == context.me.node);
+            context.host.pause_snapshots(here.map(|operation| operation.to.replica).collect());
+        }
+        known = now;
+        // The sender lives as long as the topology.
+        if metadata.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Drives the reconciler of the shards that are led here, and shows what changes them.
 pub(crate) async fn shards_led(context: Arc<Context>) {
     let mut reconciler = ShardsLed::default();

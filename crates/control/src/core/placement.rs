@@ -4,8 +4,13 @@
 //! Invariants: no node counts as dead before this node has led, and watched, for a whole grace period itself;
 //! healthy replicas stay where they are until no node has joined for a while, and while this node is busy.
 
+use std::collections::BTreeSet;
+
 use flotilla_membership::NodeState;
-use flotilla_meta::{Liveness, MetaCommand, MetaState, NodeState as AdminState, Setting};
+use flotilla_meta::{
+    Liveness, MetaCommand, MetaState, NodeState as AdminState, OperationReason, OperationRecord, OperationState,
+    Setting,
+};
 use flotilla_placement::{Hold, Limits, Plan, Planning};
 use flotilla_types::{NodeId, ShardId};
 
@@ -18,6 +23,9 @@ use super::{
 const SETTLE_MS: u64 = 20_000;
 /// Share of its CPUs that this node may use while healthy replicas move, in thousandths.
 const CPU_MILLI_MAX: u32 = 800;
+
+/// How long placement leaves a shard alone after an operator has moved one of its replicas, in milliseconds.
+const OPERATOR_KEEPS_MS: u64 = 600_000;
 
 /// Plans while this node leads the metadata group.
 #[derive(Debug, Default)]
@@ -38,6 +46,8 @@ struct Leading {
     planned_for: MetaState,
     /// The last plan.
     last: Plan,
+    /// The shards with a move that an operator has paused.
+    paused: BTreeSet<ShardId>,
 }
 
 impl Placement {
@@ -115,6 +125,7 @@ impl Leading {
             meta: MetaState::default(),
             planned_for: MetaState::default(),
             last: Plan::default(),
+            paused: BTreeSet::new(),
         }
     }
 
@@ -131,6 +142,10 @@ impl Leading {
             let now = view.meta.shard(shard).map(|record| view.meta.plan_shard(record));
             self.planning.set_shard(shard, now);
         }
+        if !view.meta.has_operations_of(&self.meta) {
+            self.paused = view.meta.paused().map(|operation| operation.shard).collect();
+        }
+        self.planning.set_pinned(&self.paused | &placed_by_operator(view));
         self.meta = view.meta.clone();
     }
 }
@@ -158,6 +173,16 @@ impl Reconciler for Placement {
         commands.extend(departed(view));
         commands.into_iter().map(Action::Propose).collect()
     }
+}
+
+/// The shards of which an operator has moved a replica a short while ago.
+fn placed_by_operator(view: &View<'_>) -> BTreeSet<ShardId> {
+    let is_young = |since_ms: u64| view.wall_ms < since_ms.saturating_add(OPERATOR_KEEPS_MS);
+    let moved = |operation: &&OperationRecord| {
+        (operation.reason, operation.state) == (OperationReason::Operator, OperationState::Done)
+            && is_young(operation.since_ms)
+    };
+    view.meta.ended().filter(moved).map(|operation| operation.shard).collect()
 }
 
 /// Removes nodes that ended before they could say that they have left. A node that serves does it itself,
@@ -191,7 +216,9 @@ pub fn liveness(state: NodeState, since_ms: u64, watching_since_ms: u64, now_ms:
 
 #[cfg(test)]
 mod tests {
+    use flotilla_meta::OperationChange;
     use flotilla_placement::NonDecision;
+    use flotilla_types::{ClusterVersion, ReplicaDescriptor, ReplicaRole};
 
     use super::*;
     use crate::core::testing::{Meta, World, leads, node};
@@ -385,5 +412,65 @@ mod tests {
         world.meta.apply(&complete);
         world.hears(4, NodeState::Left);
         assert_eq!(world.reconcile(&mut placement), []);
+    }
+
+    /// Four shards on node 1 of two. An operator has moved a replica of the first to node 2.
+    #[test]
+    fn what_an_operator_has_placed_stays_for_a_while() {
+        let mut meta = Meta::of_nodes(2);
+        let shards = meta.collection(&[&[1], &[1], &[1], &[1]]);
+        meta.setting(Setting::MetaReplicas, 1);
+        (2..=ClusterVersion::OPERATIONS.0).for_each(|version| meta.raise_to(ClusterVersion(version)));
+        let mut world = World::new(1, meta);
+        world.replicas = vec![leads(0, &[(1, 1)], &[])];
+        world.hears(2, NodeState::Alive);
+        world.wall_ms = world.meta.state().node(node(2)).expect("a node").joined_at_ms + SETTLE_MS;
+        let moved = |world: &World| {
+            let mut shards = Vec::new();
+            for action in world.reconcile(&mut Placement::default()) {
+                let Action::Propose(MetaCommand::Batch(parts)) = action else { panic!("{action:?}") };
+                shards.extend(parts.iter().filter_map(|part| match part {
+                    MetaCommand::MoveReplica { shard, .. } => Some(*shard),
+                    _ => None,
+                }));
+            }
+            shards
+        };
+        assert_eq!(moved(&world).len(), 2);
+        let begin = |world: &mut World, shard: ShardId| {
+            let record = world.meta.state().shard(shard).expect("a shard").clone();
+            let command = MetaCommand::MoveReplica {
+                shard,
+                replica: record.intent[0].replica,
+                to: node(2),
+                intent_version: record.intent_version,
+                reason: OperationReason::Operator,
+            };
+            world.meta.apply(&command);
+            world.meta.state().running_of(shard).next().expect("an operation").clone()
+        };
+        let first = begin(&mut world, shards[0]);
+        assert_eq!(moved(&world), [], "it waits for the move");
+        world.meta.apply(&MetaCommand::ChangeOperation {
+            operation: first.id,
+            changes: 0,
+            change: OperationChange::Pause,
+        });
+        assert_eq!(moved(&world).len(), 1, "it does not wait for one that is paused");
+        assert!(!moved(&world).contains(&shards[0]));
+        world.meta.apply(&MetaCommand::ChangeOperation {
+            operation: first.id,
+            changes: 1,
+            change: OperationChange::Resume,
+        });
+        let mut descriptor = world.meta.state().shard(shards[0]).expect("a shard").descriptor.clone();
+        descriptor.epoch.config += 1;
+        descriptor.replicas[0] =
+            ReplicaDescriptor { replica: first.to.replica, node: node(2), role: ReplicaRole::Voter };
+        world.meta.report(descriptor);
+        // Node 2 is to lose no replica that it got this way, however few it should have.
+        world.meta.setting(Setting::BalanceThreshold, 0);
+        let others: Vec<_> = moved(&world);
+        assert!(!others.is_empty() && !others.contains(&shards[0]), "{others:?}");
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_membership::NodeState;
-use flotilla_meta::{MetaCommand, NodeState as AdminState};
+use flotilla_meta::{MetaCommand, MetaState, NodeState as AdminState, OperationState};
 use flotilla_replication::{ConfChange, ReplicaStatus};
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
@@ -93,7 +93,8 @@ impl Reconciler for ShardsLed {
                 // A suspect counts: a step names only replicas that answer the leader.
                 is_active && matches!(view.members.liveness(node).0, NodeState::Alive | NodeState::Suspect)
             };
-            let next = next_shard_step(replica.replica, view.me.node, group, &record.intent, may_lead);
+            let paused = paused_replicas(view.meta, shard);
+            let next = next_shard_step(replica.replica, view.me.node, group, &record.intent, &paused, may_lead);
             let must_wait = unreported && next != ShardStep::Change(ConfChange::LeaveJoint);
             if changes || unreported || next != ShardStep::Nothing {
                 self.unsettled.insert(shard);
@@ -131,6 +132,12 @@ impl Reconciler for ShardsLed {
             self.has_authority.extend(self.asked.remove(&node));
         }
     }
+}
+
+/// The replicas, old and new, of a shard's moves that an operator has paused.
+fn paused_replicas(meta: &MetaState, shard: ShardId) -> BTreeSet<ReplicaId> {
+    let paused = meta.running_of(shard).filter(|operation| operation.state == OperationState::Paused);
+    paused.flat_map(|operation| [operation.from.replica, operation.to.replica]).collect()
 }
 
 #[cfg(test)]

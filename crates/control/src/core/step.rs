@@ -26,13 +26,15 @@ pub enum ShardStep {
     TransferLeadership(ReplicaId),
 }
 
-/// Decides the next step from the leader's status and the intent.
+/// Decides the next step from the leader's status and the intent. The replicas of moves in `paused` stay what they
+/// are, except that a joint configuration is left.
 #[must_use]
 pub fn next_shard_step(
     me: ReplicaId,
     here: NodeId,
     status: &GroupStatus,
     intent: &[PlanReplica],
+    paused: &BTreeSet<ReplicaId>,
     may_lead: impl Fn(NodeId) -> bool,
 ) -> ShardStep {
     let conf = &status.conf;
@@ -47,12 +49,14 @@ pub fn next_shard_step(
     if let Some(surplus) = conf.learners.iter().find(|learner| !wanted.contains(learner)) {
         return ShardStep::Change(ConfChange::RemoveLearner { replica: *surplus });
     }
-    if let Some(new) = intent.iter().find(|held| !conf.contains(held.replica)) {
+    let goes_on = |replica: &&ReplicaId| !paused.contains(*replica);
+    if let Some(new) = intent.iter().find(|held| !conf.contains(held.replica) && goes_on(&&held.replica)) {
         return ShardStep::Change(ConfChange::AddLearner { replica: new.replica, node: new.node });
     }
     let caught_up = |replica: &ReplicaId| is_caught_up(status, *replica);
-    let promote: Vec<_> = conf.learners.iter().filter(|learner| wanted.contains(learner)).copied().collect();
-    let demote: Vec<_> = conf.voters.iter().filter(|voter| !wanted.contains(voter)).copied().collect();
+    let promote: Vec<_> =
+        conf.learners.iter().filter(goes_on).filter(|learner| wanted.contains(learner)).copied().collect();
+    let demote: Vec<_> = conf.voters.iter().filter(goes_on).filter(|voter| !wanted.contains(voter)).copied().collect();
     if !promote.iter().all(caught_up) {
         // A node sends nothing to itself, so a new replica on this one waits for another leader.
         let is_here = |replica: &ReplicaId| intent.iter().any(|held| held.replica == *replica && held.node == here);
@@ -124,7 +128,7 @@ mod tests {
 
     /// Where node 2 may not lead, and the leader is on node 1.
     fn next_shard_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplica]) -> ShardStep {
-        super::next_shard_step(me, NodeId(1), status, intent, |node| node != NodeId(2))
+        super::next_shard_step(me, NodeId(1), status, intent, &BTreeSet::new(), |node| node != NodeId(2))
     }
 
     fn status(voters: &[u64], learners: &[u64], matched: &[(u64, u64)]) -> GroupStatus {
@@ -202,7 +206,7 @@ mod tests {
     fn a_node_that_may_not_lead_succeeds_only_when_no_other_node_may() {
         let late = status(&[1, 2, 3], &[4], &[(2, 10_000), (3, 5), (4, 10_000)]);
         assert_eq!(next_shard_step(ME, &late, &intent(&[2, 3, 4])), ShardStep::Nothing, "3 catches up");
-        let alone = super::next_shard_step(ME, NodeId(1), &late, &intent(&[2, 3, 4]), |_| false);
+        let alone = super::next_shard_step(ME, NodeId(1), &late, &intent(&[2, 3, 4]), &BTreeSet::new(), |_| false);
         assert_eq!(alone, ShardStep::TransferLeadership(ReplicaId(2)));
     }
 
@@ -218,13 +222,37 @@ mod tests {
         assert_eq!(next_shard_step(ME, &late, &wanted), ShardStep::TransferLeadership(ReplicaId(3)));
         let alone = status(&[(2, 5), (3, 5), (5, 0)]);
         assert_eq!(next_shard_step(ME, &alone, &wanted), ShardStep::Nothing);
-        let not_there = super::next_shard_step(ME, NodeId(1), &waits, &wanted, |node| node == NodeId(3));
+        let not_there =
+            super::next_shard_step(ME, NodeId(1), &waits, &wanted, &BTreeSet::new(), |node| node == NodeId(3));
         assert_eq!(not_there, ShardStep::TransferLeadership(ReplicaId(3)));
         let only_late = status(&[(2, 10_000), (3, 5), (5, 0)]);
-        let later = super::next_shard_step(ME, NodeId(1), &only_late, &wanted, |node| node == NodeId(3));
+        let later =
+            super::next_shard_step(ME, NodeId(1), &only_late, &wanted, &BTreeSet::new(), |node| node == NodeId(3));
         assert_eq!(later, ShardStep::Nothing, "3 catches up");
-        let elsewhere = super::next_shard_step(ME, NodeId(4), &waits, &wanted, |_| true);
+        let elsewhere = super::next_shard_step(ME, NodeId(4), &waits, &wanted, &BTreeSet::new(), |_| true);
         assert_eq!(elsewhere, ShardStep::Nothing, "it catches up");
+    }
+
+    /// Replica 3 moves to node 4 as replica 4, and node 5 gets replica 5 meanwhile.
+    #[test]
+    fn a_paused_move_changes_nothing_but_a_joint_configuration_and_others_go_on() {
+        let paused = BTreeSet::from([ReplicaId(3), ReplicaId(4)]);
+        let next = |status: &GroupStatus, intent: &[PlanReplica]| {
+            super::next_shard_step(ME, NodeId(1), status, intent, &paused, |_| true)
+        };
+        let wanted = intent(&[1, 2, 4]);
+        assert_eq!(next(&status(&[1, 2, 3], &[], &[]), &wanted), ShardStep::Nothing);
+        let ready = [(2, 10_000), (3, 10_000), (4, 10_000), (5, 10_000)];
+        let mut caught_up = status(&[1, 2, 3], &[4], &ready);
+        assert_eq!(next(&caught_up, &wanted), ShardStep::Nothing);
+        caught_up.conf.voters_outgoing = vec![ReplicaId(1)];
+        assert_eq!(next(&caught_up, &wanted), ShardStep::Change(ConfChange::LeaveJoint));
+        let more = intent(&[1, 2, 4, 5]);
+        let swap = ConfChange::Swap { promote: vec![ReplicaId(5)], demote: vec![] };
+        assert_eq!(next(&status(&[1, 2, 3], &[4, 5], &ready), &more), ShardStep::Change(swap));
+        let remove = ConfChange::RemoveLearner { replica: ReplicaId(3) };
+        let swapped = status(&[1, 2, 4], &[3], &ready);
+        assert_eq!(next(&swapped, &wanted), ShardStep::Change(remove), "what is done is completed");
     }
 
     #[test]

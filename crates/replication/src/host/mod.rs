@@ -29,6 +29,7 @@ mod wal;
 mod workers;
 
 use std::{
+    collections::BTreeSet,
     io,
     num::NonZero,
     sync::{
@@ -536,6 +537,11 @@ impl Handle {
         let rate = bytes_per_second.and_then(|rate| NonZero::new(rate.get().max(TRANSFER_RATE_MIN)));
         self.receiving.set_bytes_per_second(rate);
         self.sending.set_bytes_per_second(rate);
+    }
+
+    /// Sets the replicas here whose snapshots are not fetched for now.
+    pub fn pause_snapshots(&self, replicas: BTreeSet<ReplicaId>) {
+        self.puller.pause(replicas);
     }
 
     /// What a replica here says of its state, to be compared with others. `None` while it cannot say.

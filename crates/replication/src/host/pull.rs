@@ -6,7 +6,11 @@
 //! An order for a replica whose pull is running replaces that pull, in the same task: what two pulls hold
 //! for one replica would replace each other.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use flotilla_failpoints::{Place, reached};
@@ -69,6 +73,8 @@ pub(super) struct Puller {
     pub(super) pace: Pace,
     /// The replicas with a task.
     tasks: Tasks,
+    /// Replicas whose snapshots are not fetched now.
+    paused: Arc<Mutex<BTreeSet<ReplicaId>>>,
     pulls: Arc<Semaphore>,
     /// What entries and commands wait for.
     pub(super) gathers: gather::Gathers,
@@ -169,6 +175,7 @@ impl Puller {
             lists,
             pace,
             tasks: Arc::default(),
+            paused: Arc::default(),
             pulls,
             gathers: gather::Gathers::default(),
             fetches: fetch::Fetches::default(),
@@ -194,6 +201,19 @@ impl Puller {
         drop(tasks);
         let puller = self.clone();
         self.runtime.spawn(async move { puller.run(replica, order, &has_next).await });
+    }
+
+    /// Sets whose snapshots are not fetched. What was fetched of them is kept, and they are offered again.
+    pub(super) fn pause(&self, replicas: BTreeSet<ReplicaId>) {
+        let tasks = self.tasks.lock();
+        for task in replicas.iter().filter_map(|replica| tasks.get(replica)) {
+            task.has_next.notify_one();
+        }
+        *self.paused.lock() = replicas;
+    }
+
+    fn is_paused(&self, replica: ReplicaId) -> bool {
+        self.paused.lock().contains(&replica)
     }
 
     async fn run(&self, replica: ReplicaId, mut order: Order, has_next: &Notify) {
@@ -338,13 +358,20 @@ impl Puller {
         Ok(finished?)
     }
 
-    /// Waits until fewer pulls fetch. Meanwhile the source learns that the snapshot need not be offered again.
+    /// Waits until fewer pulls fetch and this one is not paused. Meanwhile the source learns that the snapshot need
+    /// not be offered again.
     async fn wait_for_turn(&self, replica: ReplicaId, from: NodeId) -> Option<SemaphorePermit<'_>> {
         loop {
-            if let Ok(permit) = self.pulls.try_acquire() {
+            if !self.is_paused(replica)
+                && let Ok(permit) = self.pulls.try_acquire()
+            {
                 return Some(permit);
             }
             let _ = self.network.call(from, Class::Objects, waiting_request(replica), CALL_TIMEOUT).await;
+            if self.is_paused(replica) {
+                tokio::time::sleep(WAITING_EVERY).await;
+                continue;
+            }
             if let Ok(permit) = tokio::time::timeout(WAITING_EVERY, self.pulls.acquire()).await {
                 // The semaphore is never closed; an error would only mean one pull too many.
                 return permit.ok();
@@ -406,6 +433,9 @@ struct Watched<'a> {
 
 impl Watch for Watched<'_> {
     fn is_over(&self) -> Option<u64> {
+        if self.puller.is_paused(self.replica) {
+            return Some(DRAIN_MS);
+        }
         let next = self.puller.next_source(self.replica)?;
         // Another node that offers one may do so because this one is gone.
         Some(if next == self.from { CALLS_MS_MAX } else { DRAIN_MS })
