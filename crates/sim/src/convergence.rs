@@ -59,6 +59,7 @@ impl World {
         self.unconverged_node(&meta)
             .or_else(|| self.rotten())
             .or_else(|| self.flawed())
+            .or_else(|| meta.running().next().map(|operation| format!("{} has not ended", operation.id)))
             .or_else(|| meta.shards().find_map(|record| self.unconverged_shard(&meta, record.id, lag_max)))
     }
 

@@ -6,10 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_meta::{MetaCommand, NodeState};
+use flotilla_meta::{MetaCommand, NodeRecord, NodeState, OperationChange, OperationReason, OperationState};
 use flotilla_replication::{Input, Role, ShardChange};
 use flotilla_storage::{Log as _, LogEvidence};
-use flotilla_types::{ClusterVersion, LogIndex, NodeId, ShardId};
+use flotilla_types::{ClusterVersion, LogIndex, NodeId, OperationId, ShardId};
 use rand::RngExt as _;
 
 use crate::{
@@ -47,7 +47,14 @@ pub(crate) struct Faults {
     pub(crate) rotted: BTreeSet<NodeId>,
     /// Shards of which one replica got a flaw.
     pub(crate) flawed: BTreeSet<ShardId>,
+    /// Moves that were paused.
+    paused: usize,
 }
+
+/// Pause between looks at a move that is to be resumed, microseconds.
+const RESUME_AGAIN_US: u64 = 300_000;
+/// Moves that are paused have indices above those of the plan.
+const PAUSED_FROM: usize = 1 << 20;
 
 /// What must be undone when a fault ends.
 enum Active {
@@ -71,6 +78,9 @@ enum Active {
     },
     Restart(NodeId),
     Draining(NodeId),
+    /// A move, which is left alone, paused or cancelled by this number.
+    Moving(ShardId, u64),
+    Paused(OperationId),
     /// Nothing: the fault took effect at once, or ends by itself.
     Nothing,
 }
@@ -233,6 +243,7 @@ impl World {
             }
             Fault::RangeChange => self.change_range(which)?,
             Fault::Drain => self.drain(id)?,
+            Fault::Move => self.move_replica(which)?,
         })
     }
 
@@ -285,6 +296,67 @@ impl World {
     pub(crate) fn set_node_state(&mut self, node: NodeId, state: NodeState) {
         self.note(format!("{node} is ordered to be {state}"));
         self.order(MetaCommand::SetNodeState { node, state }, FollowUp::Nothing);
+    }
+
+    /// Orders the move of a replica to a node that has none, once moves are recorded.
+    fn move_replica(&mut self, which: u64) -> Option<Active> {
+        let meta = self.newest_metadata()?;
+        if meta.cluster_version() < ClusterVersion::OPERATIONS {
+            return None;
+        }
+        let pick = |number: u64, of: usize| number as usize % of.max(1);
+        let shards: Vec<_> = meta.shards().collect();
+        let record = *shards.get(pick(which, shards.len()))?;
+        let replica = record.intent.get(pick(which >> 8, record.intent.len()))?.replica;
+        let is_free = |node: &&NodeRecord| node.state == NodeState::Active && record.desired_on(node.id).is_none();
+        let free: Vec<_> = meta.nodes().filter(is_free).map(|node| node.id).collect();
+        let (shard, to) = (record.id, *free.get(pick(which >> 16, free.len()))?);
+        self.note(format!("{replica} of {shard} is ordered to move to {to}"));
+        let (intent_version, reason) = (record.intent_version, OperationReason::Operator);
+        self.order(MetaCommand::MoveReplica { shard, replica, to, intent_version, reason }, FollowUp::Nothing);
+        Some(Active::Moving(shard, which))
+    }
+
+    /// Leaves a move alone, cancels it, or pauses it for a while.
+    fn change_move(&mut self, shard: ShardId, which: u64) {
+        let meta = self.newest_metadata();
+        let Some(operation) = meta.and_then(|meta| Some(meta.running_of(shard).next()?.id)) else { return };
+        match which >> 24 & 3 {
+            0 => self.change_operation(operation, OperationChange::Cancel),
+            1 | 2 => {
+                self.change_operation(operation, OperationChange::Pause);
+                self.resume_later(operation, 100_000 << (which >> 26 & 7));
+            }
+            _ => {}
+        }
+    }
+
+    fn resume_later(&mut self, operation: OperationId, pause_us: u64) {
+        self.faults.paused += 1;
+        let at = PAUSED_FROM + self.faults.paused;
+        self.faults.active.insert(at, Active::Paused(operation));
+        self.schedule(pause_us, Event::Fault(FaultStep::End(at)));
+    }
+
+    /// Resumes a move. The order to pause it may not have been carried out yet.
+    fn resume_move(&mut self, operation: OperationId) {
+        let meta = self.newest_metadata();
+        let record = meta.as_ref().and_then(|meta| meta.operation(operation));
+        let is_paused = record.is_some_and(|record| record.state == OperationState::Paused);
+        let is_pending = self.operator.changes(operation);
+        if is_paused && !is_pending {
+            self.change_operation(operation, OperationChange::Resume);
+        }
+        if meta.is_none() || is_paused || is_pending {
+            self.resume_later(operation, RESUME_AGAIN_US);
+        }
+    }
+
+    fn change_operation(&mut self, operation: OperationId, change: OperationChange) {
+        let meta = self.newest_metadata();
+        let Some(changes) = meta.and_then(|meta| Some(meta.operation(operation)?.changes)) else { return };
+        self.note(format!("{operation} gets the order {change:?}"));
+        self.order(MetaCommand::ChangeOperation { operation, changes, change }, FollowUp::Nothing);
     }
 
     fn damage_log(&mut self, id: NodeId, which: u64) -> Option<Active> {
@@ -366,6 +438,8 @@ impl World {
             }
             Active::Nothing => {}
             Active::Draining(id) => self.set_node_state(id, NodeState::Active),
+            Active::Moving(shard, which) => self.change_move(shard, which),
+            Active::Paused(operation) => self.resume_move(operation),
             Active::Restart(id) => {
                 self.crash(id);
                 self.start(id);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use flotilla_control::{ShardError, UpgradeError, next_version};
 use flotilla_meta::{Displaced, JoinRequest, MetaCommand, MetaRefusal, MetaReply, TokenId};
-use flotilla_types::{NodeId, VersionRange};
+use flotilla_types::{NodeId, OperationId, VersionRange};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
 use crate::{
@@ -43,6 +43,12 @@ pub(crate) enum FollowUp {
 impl Operator {
     pub(crate) fn is_idle(&self) -> bool {
         self.orders.is_empty()
+    }
+
+    /// Whether an order about this operation is pending.
+    pub(crate) fn changes(&self, operation: OperationId) -> bool {
+        let about = |command: &MetaCommand| matches!(command, MetaCommand::ChangeOperation { operation: found, .. } if *found == operation);
+        self.orders.values().any(|(command, _)| about(command))
     }
 }
 

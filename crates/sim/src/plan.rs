@@ -123,11 +123,13 @@ pub enum Fault {
     ObjectRots,
     /// A replica's state gets a record that no entry has written.
     Flaw,
+    /// An operator moves a replica to another node, and may pause and resume, or cancel, the move.
+    Move,
 }
 
 impl Fault {
-    /// Every kind but [`Fault::RangeChange`], [`Fault::Drain`], [`Fault::ObjectRots`], [`Fault::SlowSource`] and
-    /// [`Fault::Flaw`], which are drawn apart.
+    /// Every kind but [`Fault::RangeChange`], [`Fault::Drain`], [`Fault::ObjectRots`], [`Fault::SlowSource`],
+    /// [`Fault::Flaw`] and [`Fault::Move`], which are drawn apart.
     /// The order matters: seeds draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
@@ -247,6 +249,9 @@ impl Plan {
         }
         if rng.random_bool(0.3) {
             plan.add_some(&mut rng, Fault::Flaw, [100, 2_500, 6_000]);
+        }
+        if rng.random_bool(0.4) {
+            plan.add_some(&mut rng, Fault::Move, [50, 300, 1_500]);
         }
         plan
     }
