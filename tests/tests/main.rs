@@ -53,6 +53,7 @@ mod restarting;
 mod rolled_back;
 mod scrub;
 mod secure;
+mod shard_moves;
 mod snapshot;
 mod takeover;
 mod tokens;

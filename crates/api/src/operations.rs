@@ -1,7 +1,64 @@
-//! `GET /v1/cluster/operations`: what changes shards now, in the whole cluster.
+//! `GET /v1/cluster/operations`: what changes shards now, in the whole cluster; and the moves of replicas.
 
-use flotilla_types::{NodeId, OperationKind, OperationPhase, ReplicaId, ShardId};
+use std::{fmt, str::FromStr};
+
+use flotilla_types::{NodeId, OperationId, OperationKind, OperationPhase, ReplicaId, ShardId};
 use serde::{Deserialize, Serialize};
+
+/// Body of `POST /v1/cluster/shards/{id}/move`. Answered by an [`OperationInfo`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoveShard {
+    /// The node whose replica moves.
+    pub from: NodeId,
+    /// Where it moves.
+    pub to: NodeId,
+}
+
+/// What can be done with an operation: the last segment of `POST /v1/cluster/operations/{id}/{verb}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OperationVerb {
+    /// It stops until it is resumed.
+    Pause,
+    /// It goes on.
+    Resume,
+    /// It is taken back: the shard keeps the replicas that it had.
+    Cancel,
+}
+
+impl OperationVerb {
+    /// Every verb.
+    pub const ALL: [Self; 3] = [Self::Pause, Self::Resume, Self::Cancel];
+
+    /// Its name in paths and on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Cancel => "cancel",
+        }
+    }
+}
+
+impl fmt::Display for OperationVerb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The text is no verb.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the verbs are pause, resume and cancel")]
+pub struct UnknownOperationVerb;
+
+impl FromStr for OperationVerb {
+    type Err = UnknownOperationVerb;
+
+    fn from_str(text: &str) -> Result<Self, UnknownOperationVerb> {
+        Self::ALL.into_iter().find(|verb| verb.name() == text).ok_or(UnknownOperationVerb)
+    }
+}
 
 /// Answer to `GET /v1/cluster/operations`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,10 +74,10 @@ pub struct OperationList {
     pub silent: Vec<NodeId>,
 }
 
-/// A change of a shard that is under way. It is listed until it is done.
+/// A change of a shard. It is listed until it is done; the latest moves that have ended can be shown by id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationInfo {
-    /// Kind, shard and replica, such as `add_replica.s4.r17`.
+    /// Of a move, such as `op7`; of others kind, shard and replica, such as `add_replica.s4.r17`.
     pub id: String,
     /// What is done.
     pub kind: OperationKind,
@@ -35,7 +92,13 @@ pub struct OperationInfo {
     pub replica: ReplicaId,
     /// The node of that replica.
     pub node: NodeId,
-    /// The node that reports it: the shard's leader, or the receiver of a snapshot.
+    /// Of a move, the node whose replica goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<NodeId>,
+    /// The move that it is a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<String>,
+    /// The node that reports it: the shard's leader, the receiver of a snapshot, or, of a move, any node.
     pub reported_by: NodeId,
     /// When the phase began as that node saw it, in Unix milliseconds.
     pub since_ms: u64,
@@ -48,7 +111,13 @@ pub struct OperationInfo {
 }
 
 impl OperationInfo {
-    /// The id of an operation.
+    /// The id of a move.
+    #[must_use]
+    pub fn id_of_move(operation: OperationId) -> String {
+        operation.to_string()
+    }
+
+    /// The id of another operation.
     #[must_use]
     pub fn id_of(kind: OperationKind, shard: ShardId, replica: ReplicaId) -> String {
         format!("{kind}.{shard}.{replica}")
@@ -108,6 +177,8 @@ mod tests {
             shard: ShardId(4),
             replica: ReplicaId(17),
             node: NodeId(3),
+            from: None,
+            part_of: None,
             reported_by: NodeId(3),
             since_ms: 5,
             progress: OperationProgress {

@@ -2,9 +2,10 @@
 
 use flotilla_api::{
     AuthorityStatus, ChangeCollection, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection,
-    DecisionList, DigestList, Event, EventList, KeyId, KeyInfo, KeyList, KeyReply, KeyRequest, NodeChange, NodeVerb,
-    OperationInfo, OperationList, RebalanceRequest, ScrubReport, Setting, SettingList, SettingRequest,
-    ShardExplanation, ShardInfo, ShardList, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest, UpgradeStatus,
+    DecisionList, DigestList, Event, EventList, KeyId, KeyInfo, KeyList, KeyReply, KeyRequest, MoveShard, NodeChange,
+    NodeVerb, OperationInfo, OperationList, OperationVerb, RebalanceRequest, ScrubReport, Setting, SettingList,
+    SettingRequest, ShardExplanation, ShardInfo, ShardList, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest,
+    UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use reqwest::Method;
@@ -44,6 +45,24 @@ impl Client {
     pub async fn operation(&self, id: &str) -> Result<OperationInfo, ClientError> {
         let path = format!("/v1/cluster/operations/{}", url::encode(id.as_bytes()));
         self.call(Call::read(Method::GET, path)).await?.json()
+    }
+
+    /// Begins to move a replica of a shard to another node.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn move_shard(&self, shard: ShardId, request: MoveShard) -> Result<OperationInfo, ClientError> {
+        let path = format!("/v1/cluster/shards/{shard}/move");
+        self.call(Call::write(Method::POST, path).json(&request)).await?.json()
+    }
+
+    /// Pauses, resumes or cancels a move.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn change_operation(&self, id: &str, verb: OperationVerb) -> Result<OperationInfo, ClientError> {
+        let path = format!("/v1/cluster/operations/{}/{verb}", url::encode(id.as_bytes()));
+        self.call(Call::write(Method::POST, path)).await?.json()
     }
 
     /// How the scrubs of all nodes stand: how they read their stored objects again to find damage.

@@ -8,11 +8,11 @@ use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use flotilla_api::{
     AuthorityStatus, Blocker, ChangeCollection, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection,
-    DecisionList, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationList,
-    ReplicationStats, ScrubReport, Setting, ShardExplanation, TokenId, TokenInfo, TokenReply, TokenRequest,
-    UpgradeStatus,
+    DecisionList, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, MoveShard, NodeChange, NodeVerb,
+    OperationInfo, OperationList, OperationVerb, ReplicationStats, ScrubReport, Setting, ShardExplanation, TokenId,
+    TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
-use flotilla_types::{NodeId, ShardId};
+use flotilla_types::{NodeId, OperationId, ShardId};
 use futures_util::future::BoxFuture;
 use tokio::sync::broadcast;
 
@@ -27,6 +27,9 @@ pub enum AdminError {
     /// There is no such shard.
     #[error("there is no shard {0}")]
     ShardNotFound(ShardId),
+    /// There is no such operation.
+    #[error("there is no operation {0}, or it ended long ago; /v1/cluster/operations lists those under way")]
+    OperationNotFound(OperationId),
     /// Replicas cannot, or should not, leave their nodes.
     #[error("{refusal}")]
     Blocked {
@@ -135,6 +138,21 @@ pub trait Admin: Send + Sync + 'static {
 
     /// What changes shards now: the reports of all nodes that answer soon.
     fn operations(&self, deadline: Instant) -> AdminFuture<'_, OperationList>;
+
+    /// A move of a replica, as far as all nodes that answer soon know: one under way, or one of the latest that have
+    /// ended.
+    fn operation(&self, operation: OperationId, deadline: Instant) -> AdminFuture<'_, OperationInfo>;
+
+    /// Begins to move a replica of a shard to another node.
+    fn move_shard(&self, shard: ShardId, request: MoveShard, deadline: Instant) -> AdminFuture<'_, OperationInfo>;
+
+    /// Pauses, resumes or cancels a move.
+    fn change_operation(
+        &self,
+        operation: OperationId,
+        verb: OperationVerb,
+        deadline: Instant,
+    ) -> AdminFuture<'_, OperationInfo>;
 
     /// Why the replicas of a shard are where they are, as the leader of the metadata group sees it.
     fn explain(&self, shard: ShardId, deadline: Instant) -> AdminFuture<'_, ShardExplanation>;

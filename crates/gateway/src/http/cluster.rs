@@ -10,9 +10,10 @@ use axum::{
 use flotilla_api::{
     AuthorityStatus, ChangeCollection, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection,
     DECISIONS_DEFAULT, DECISIONS_MAX, DIGEST_SHARDS_MAX, DecisionList, DigestList, InvalidKeyId, InvalidTokenId, KeyId,
-    KeyList, KeyReply, KeyRequest, NodeChange, NodeList, NodeVerb, OperationInfo, OperationList, ProblemType,
-    RebalanceRequest, ScrubReport, Setting, SettingList, SettingRequest, ShardExplanation, ShardInfo, ShardList,
-    TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb, UpgradeStatus,
+    KeyList, KeyReply, KeyRequest, MoveShard, NodeChange, NodeList, NodeVerb, OperationInfo, OperationList,
+    OperationVerb, ProblemType, RebalanceRequest, ScrubReport, Setting, SettingList, SettingRequest, ShardExplanation,
+    ShardInfo, ShardList, TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb, UnknownOperationVerb,
+    UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use serde_json::{Value, json};
@@ -56,7 +57,11 @@ pub(super) async fn operations(State(app): State<App>, request: Request) -> Resu
 /// `GET /v1/cluster/operations/{id}`.
 pub(super) async fn operation(State(app): State<App>, request: Request) -> Result<Json<OperationInfo>, Refusal> {
     let id = last_segment(&request)?;
-    let list = app.admin.operations(deadline(request.headers())?.into_std()).await?;
+    let deadline = deadline(request.headers())?.into_std();
+    if let Ok(id) = id.parse() {
+        return Ok(Json(app.admin.operation(id, deadline).await?));
+    }
+    let list = app.admin.operations(deadline).await?;
     let found = list.operations.into_iter().find(|operation| operation.id == id);
     found.map(Json).ok_or_else(|| {
         Refusal::new(
@@ -64,6 +69,27 @@ pub(super) async fn operation(State(app): State<App>, request: Request) -> Resul
             "this operation is not under way; /v1/cluster/operations lists those that are",
         )
     })
+}
+
+/// `POST /v1/cluster/operations/{id}/{verb}`.
+pub(super) async fn change_operation(State(app): State<App>, request: Request) -> Result<Json<OperationInfo>, Refusal> {
+    let mut segments = request.uri().path().rsplit('/');
+    let mut next = || segment(segments.next().unwrap_or_default());
+    let (verb, id) = (next()?, next()?);
+    let verb: OperationVerb = verb.parse().map_err(|error: UnknownOperationVerb| invalid(error.to_string()))?;
+    let id = id.parse().map_err(|_| invalid("only moves can be changed: their ids are `op` and a number"))?;
+    Ok(Json(app.admin.change_operation(id, verb, deadline(request.headers())?.into_std()).await?))
+}
+
+/// `POST /v1/cluster/shards/{id}/move`.
+pub(super) async fn move_shard(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    let shard = segment(request.uri().path().rsplit('/').nth(1).unwrap_or_default())?;
+    let shard = shard.parse().map_err(|_| invalid("the id of a shard must be `s` and a number, such as `s4`"))?;
+    let deadline = deadline(request.headers())?;
+    let request: MoveShard = body::read_json(&app, request, deadline).await?;
+    let operation: OperationInfo = app.admin.move_shard(shard, request, deadline.into_std()).await?;
+    let detail = format!("{}: from {} to {}", operation.id, request.from, request.to);
+    Ok(audit::with_detail(Json(operation), detail))
 }
 
 /// `GET /v1/cluster/shards/{id}/explain`.

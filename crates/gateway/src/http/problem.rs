@@ -105,6 +105,7 @@ impl From<AdminError> for Refusal {
         let text = error.to_string();
         let kind = match error {
             AdminError::NodeNotFound(_) => ProblemType::NodeNotFound,
+            AdminError::OperationNotFound(_) => ProblemType::NotFound,
             AdminError::SettingNotFound => ProblemType::SettingNotFound,
             AdminError::SettingValue { .. } => ProblemType::InvalidArgument,
             AdminError::TokenNotFound(_) => ProblemType::TokenNotFound,

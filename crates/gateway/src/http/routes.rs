@@ -130,6 +130,18 @@ fn table() -> Vec<Route> {
             get(cluster::operation),
         ),
         route(
+            "/v1/cluster/operations/{id}/{verb}",
+            &[("/v1/cluster/operations/{id}/{verb}", &["post"])],
+            Rights::OPERATE,
+            post(cluster::change_operation),
+        ),
+        route(
+            "/v1/cluster/shards/{id}/move",
+            &[("/v1/cluster/shards/{id}/move", &["post"])],
+            Rights::OPERATE,
+            post(cluster::move_shard),
+        ),
+        route(
             "/v1/cluster/scrub",
             &[("/v1/cluster/scrub", &["get", "post"])],
             Rights::OPERATE,

@@ -8,8 +8,8 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use flotilla_api::{NodeList, NodeVerb, ProblemType, RebalanceRequest, TokenRequest};
-use flotilla_types::NodeId;
+use flotilla_api::{MoveShard, NodeList, NodeVerb, ProblemType, RebalanceRequest, TokenRequest};
+use flotilla_types::{NodeId, ShardId};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout_at};
@@ -170,6 +170,14 @@ struct RemoveNode {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct MoveReplica {
+    shard: ShardId,
+    from: NodeId,
+    to: NodeId,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct NoParameters {}
 
 /// How many calls are about objects.
@@ -185,7 +193,7 @@ fn count_about_objects(calls: &Value) -> usize {
 fn right_of(method: &str) -> Right {
     match method {
         "cluster.join_token.create" | "objects.missing" | "objects.fetch" | "objects.pull" => Right::Administer,
-        "cluster.node.remove" | "cluster.shard.rebalance" => Right::Operate,
+        "cluster.node.remove" | "cluster.shard.move" | "cluster.shard.rebalance" => Right::Operate,
         _ => Right::Inspect,
     }
 }
@@ -222,6 +230,11 @@ async fn dispatch(
         "cluster.join_token.create" => {
             let request: TokenRequest = parse(parameters)?;
             encode(app.admin.create_token(request, deadline).await.map_err(Refusal::from)?)
+        }
+        "cluster.shard.move" => {
+            let MoveReplica { shard, from, to } = parse(parameters)?;
+            let moved = app.admin.move_shard(shard, MoveShard { from, to }, deadline).await;
+            encode(moved.map_err(Refusal::from)?)
         }
         "cluster.node.remove" => {
             let RemoveNode { id, force } = parse(parameters)?;

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_api::{
     AuthorityStatus, ChangeCollection, Check, ClusterStatus, ConsistencyReport, CreateCollection, DecisionList,
-    DigestList, Event, FrameKind, FrameReader, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeVerb, ObjectNeed,
-    OperationList, ScrubReport, Setting, ShardExplanation, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
-    VALUE_REF_MEDIA_TYPE, put_frame,
+    DigestList, Event, FrameKind, FrameReader, KeyId, KeyInfo, KeyReply, KeyRequest, MoveShard, NodeChange, NodeVerb,
+    ObjectNeed, OperationInfo, OperationList, OperationVerb, ScrubReport, Setting, ShardExplanation, TokenId,
+    TokenInfo, TokenReply, TokenRequest, UpgradeStatus, VALUE_REF_MEDIA_TYPE, put_frame,
 };
 use flotilla_gateway::{
     Access, Admin, AdminFuture, AuditEntry, CLIENT_BYTES_MIN, ChangeOptions, ClientBudget, HttpConfig, KeyFacts, Keys,
     Pace, Security, serve,
 };
-use flotilla_types::{ObjectId, Role};
+use flotilla_types::{ObjectId, OperationId, Role};
 use flotilla_values::{Chunking, Finished, ListNode, Object, ObjectKind, ValueRef};
 use serde_json::{Value, json};
 use tokio::{
@@ -60,6 +60,9 @@ impl Admin for NoAdmin {
         subscribe_audit() -> broadcast::Receiver<Event>;
         recent_audit() -> Vec<Event>;
         operations(Instant) -> AdminFuture<'_, OperationList>;
+        operation(OperationId, Instant) -> AdminFuture<'_, OperationInfo>;
+        move_shard(ShardId, MoveShard, Instant) -> AdminFuture<'_, OperationInfo>;
+        change_operation(OperationId, OperationVerb, Instant) -> AdminFuture<'_, OperationInfo>;
         scrub(bool, Instant) -> AdminFuture<'_, ScrubReport>;
         replication_stats(Instant) -> AdminFuture<'_, flotilla_api::ReplicationStats>;
         consistency(Instant) -> AdminFuture<'_, ConsistencyReport>;

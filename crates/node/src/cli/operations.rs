@@ -1,10 +1,11 @@
-//! `operation list|show`: what changes shards now.
+//! `operation list|show|pause|resume|cancel`: what changes shards now, and the moves of replicas.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
-use flotilla_api::{OperationInfo, OperationList};
+use flotilla_api::{OperationInfo, OperationList, OperationVerb};
 use flotilla_client::Client;
+use flotilla_types::OperationId;
 
 use super::{
     failure::Failure,
@@ -15,19 +16,36 @@ use super::{
 pub(crate) enum OperationCommand {
     /// List what changes shards now, in the whole cluster
     List,
-    /// Show one operation; exit code 3 if it is not under way
+    /// Show one operation: one that is under way, or a move that ended a short while ago; exit code 3 if there is none
     Show {
         /// Its id, as shown by `operation list`
         id: String,
     },
+    /// Pause a move: nothing of it is transferred, and no replica changes, until it is resumed
+    Pause {
+        /// Its id, such as `op7`
+        id: OperationId,
+    },
+    /// Resume a move
+    Resume {
+        /// Its id, such as `op7`
+        id: OperationId,
+    },
+    /// Cancel a move: the shard keeps the replica that was to go. Refused once the new replica votes
+    Cancel {
+        /// Its id, such as `op7`
+        id: OperationId,
+    },
 }
 
 pub(super) async fn run(command: OperationCommand, client: &Client, output: Output) -> Result<(), Failure> {
+    let change = async |id: OperationId, verb| output.show(&client.change_operation(&id.to_string(), verb).await?, row);
     match command {
+        OperationCommand::Pause { id } => change(id, OperationVerb::Pause).await,
+        OperationCommand::Resume { id } => change(id, OperationVerb::Resume).await,
+        OperationCommand::Cancel { id } => change(id, OperationVerb::Cancel).await,
         OperationCommand::List => output.show(&client.operations().await?, text),
-        OperationCommand::Show { id } => {
-            output.show(&client.operation(&id).await?, |operation| rows(std::slice::from_ref(operation)))
-        }
+        OperationCommand::Show { id } => output.show(&client.operation(&id).await?, row),
     }
 }
 
@@ -43,18 +61,27 @@ fn text(list: &OperationList) -> String {
     lines.join("\n")
 }
 
+pub(super) fn row(operation: &OperationInfo) -> String {
+    rows(std::slice::from_ref(operation))
+}
+
 fn rows(operations: &[OperationInfo]) -> String {
     let rows = operations.iter().map(|operation| {
         [
             operation.id.clone(),
             operation.shard.to_string(),
-            operation.node.to_string(),
+            nodes(operation),
             operation.state(),
             since(operation.since_ms),
             operation.reason.clone(),
         ]
     });
     table(["ID", "SHARD", "NODE", "PHASE", "SINCE", "REASON"], rows)
+}
+
+/// The node of the replica, and the one that it comes from.
+fn nodes(operation: &OperationInfo) -> String {
+    operation.from.map_or_else(|| operation.node.to_string(), |from| format!("{from} → {}", operation.node))
 }
 
 /// How long ago a phase began, by this machine's clock.

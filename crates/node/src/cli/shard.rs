@@ -1,4 +1,6 @@
-//! `shard explain|rebalance|decisions`: where replicas are, and why.
+//! `shard move|explain|rebalance|decisions`: where replicas are, and why.
+
+mod moves;
 
 use clap::Subcommand;
 use flotilla_api::{
@@ -18,6 +20,8 @@ const ALTERNATIVES_SHOWN_MAX: usize = 4;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ShardCommand {
+    /// Move a replica of a shard from one node to another while both serve
+    Move(moves::Arguments),
     /// Explain why each replica of a shard is where it is, or where it goes, and why no other node gets it
     Explain {
         /// Id of the shard, such as s4
@@ -40,6 +44,7 @@ pub(crate) enum ShardCommand {
 
 pub(super) async fn run(command: ShardCommand, client: &Client, output: Output) -> Result<(), Failure> {
     match command {
+        ShardCommand::Move(arguments) => moves::run(&arguments, client, output).await,
         ShardCommand::Explain { shard } => output.show(&client.explain_shard(shard).await?, explanation),
         ShardCommand::Rebalance { dry_run } => output.show(&client.rebalance(dry_run).await?, rebalancing),
         ShardCommand::Decisions { limit } => output.show(&client.decisions(limit.into()).await?, decisions),

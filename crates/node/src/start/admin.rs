@@ -12,9 +12,10 @@ use std::{
 
 use flotilla_api::{
     AuthorityStatus, ChangeCollection, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection,
-    DecisionList, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, NodeChange, NodeTraffic, NodeVerb,
-    OperationList, RecordsDigest, ReplicaDigest, ReplicationStats, ScrubReport, Setting as ApiSetting,
-    ShardExplanation, Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    DecisionList, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, MoveShard, NodeChange, NodeTraffic,
+    NodeVerb, OperationInfo, OperationList, OperationVerb, RecordsDigest, ReplicaDigest, ReplicationStats, ScrubReport,
+    Setting as ApiSetting, ShardExplanation, Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest,
+    UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, StoreError};
@@ -23,7 +24,7 @@ use flotilla_meta::{BUCKETS_MAX, Liveness, MetaCommand, MetaRefusal, MetaReply, 
 use flotilla_placement::Sharding;
 use flotilla_replication::{Handle, ReplicaStatus, clock};
 use flotilla_transport::Transport;
-use flotilla_types::{ClusterVersion, NodeId, ShardId, VersionRange};
+use flotilla_types::{ClusterVersion, NodeId, OperationId, ShardId, VersionRange};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::broadcast;
 
@@ -81,7 +82,7 @@ impl NodeAdmin {
     }
 
     /// As [`send_command`](Self::send_command), with a refusal as an error.
-    async fn propose(&self, command: MetaCommand, deadline: Instant) -> Result<MetaReply, AdminError> {
+    pub(super) async fn propose(&self, command: MetaCommand, deadline: Instant) -> Result<MetaReply, AdminError> {
         match self.send_command(command, deadline).await? {
             MetaReply::Refused(refusal) => Err(StoreError::Refused(refusal.to_string()).into()),
             reply => Ok(reply),
@@ -90,7 +91,7 @@ impl NodeAdmin {
 
     /// Waits until a change is visible in this node's metadata, so that the next request to it sees the
     /// change.
-    async fn wait_until(&self, deadline: Instant, is_visible: impl Fn(&flotilla_meta::MetaState) -> bool) {
+    pub(super) async fn wait_until(&self, deadline: Instant, is_visible: impl Fn(&flotilla_meta::MetaState) -> bool) {
         let mut metadata = self.topology.watch();
         let wait = metadata.wait_for(|meta| is_visible(meta));
         let _ = tokio::time::timeout_at(deadline.into(), wait).await;
@@ -148,7 +149,7 @@ impl NodeAdmin {
             let needed = ClusterVersion::VALUE_REFS;
             return Err(refused(format!(
                 "large values need version {needed} of the cluster, and {in_force} is in force: upgrade all nodes, then \
-                 run `flotilla cluster upgrade`"
+                 run `flotilla upgrade finish`"
             )));
         }
         Ok(values)
@@ -241,12 +242,20 @@ impl NodeAdmin {
 
     /// What changes shards, as this node reports it.
     fn operations_here(&self) -> OperationList {
-        let reports = vec![(self.topology.node(), Some(self.shards.operations_here()))];
-        operations::list(reports, &self.topology.meta(), clock::wall_ms())
+        let me = self.topology.node();
+        let reports = vec![(me, Some(self.shards.operations_here()))];
+        operations::list(reports, &self.topology.meta(), me, clock::wall_ms())
+    }
+
+    /// What changes shards, as all nodes report it that answer soon.
+    pub(super) async fn reported_operations(&self, deadline: Instant) -> OperationList {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let reports = self.shards.operations(remaining.min(REPORT_TIMEOUT)).await;
+        operations::list(reports, &self.topology.meta(), self.topology.node(), clock::wall_ms())
     }
 
     /// The liveness of a node for placement, now.
-    fn liveness(&self, node: NodeId) -> Liveness {
+    pub(super) fn liveness(&self, node: NodeId) -> Liveness {
         liveness(&self.topology, node)
     }
 
@@ -489,11 +498,24 @@ impl Admin for NodeAdmin {
     }
 
     fn operations(&self, deadline: Instant) -> AdminFuture<'_, OperationList> {
-        Box::pin(async move {
-            let remaining = deadline.saturating_duration_since(Instant::now());
-            let reports = self.shards.operations(remaining.min(REPORT_TIMEOUT)).await;
-            Ok(operations::list(reports, &self.topology.meta(), clock::wall_ms()))
-        })
+        Box::pin(async move { Ok(self.reported_operations(deadline).await) })
+    }
+
+    fn operation(&self, operation: OperationId, deadline: Instant) -> AdminFuture<'_, OperationInfo> {
+        Box::pin(self.show_move(operation, deadline))
+    }
+
+    fn move_shard(&self, shard: ShardId, request: MoveShard, deadline: Instant) -> AdminFuture<'_, OperationInfo> {
+        Box::pin(self.begin_move(shard, request, deadline))
+    }
+
+    fn change_operation(
+        &self,
+        operation: OperationId,
+        verb: OperationVerb,
+        deadline: Instant,
+    ) -> AdminFuture<'_, OperationInfo> {
+        Box::pin(self.change_move(operation, verb, deadline))
     }
 
     fn explain(&self, shard: ShardId, deadline: Instant) -> AdminFuture<'_, ShardExplanation> {

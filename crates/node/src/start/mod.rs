@@ -19,6 +19,7 @@ mod inbound;
 mod join;
 mod machines;
 mod metrics;
+mod moves;
 mod node_change;
 mod operations;
 mod placement;

@@ -1,12 +1,19 @@
 //! What changes shards, for operators: the reports of nodes with the reasons that the metadata gives.
 
 use flotilla_api::{OperationInfo, OperationList, OperationProgress};
-use flotilla_control::{Operation, Operations};
-use flotilla_meta::{MetaState, NodeState, ShardRecord};
+use flotilla_control::{OPERATIONS_MAX, Operation, Operations};
+use flotilla_meta::{MetaState, NodeState, OperationRecord, ShardRecord};
 use flotilla_types::{NodeId, OperationKind, ReplicaRole};
 
-/// Joins the reports of nodes; a node without one is listed as silent.
-pub(super) fn list(reports: Vec<(NodeId, Option<Operations>)>, meta: &MetaState, wall_ms: u64) -> OperationList {
+use super::moves;
+
+/// Joins the reports of nodes, with the moves that they are parts of; a node without one is listed as silent.
+pub(super) fn list(
+    reports: Vec<(NodeId, Option<Operations>)>,
+    meta: &MetaState,
+    me: NodeId,
+    wall_ms: u64,
+) -> OperationList {
     let mut list = OperationList::default();
     for (node, report) in reports {
         let Some(report) = report else {
@@ -16,7 +23,19 @@ pub(super) fn list(reports: Vec<(NodeId, Option<Operations>)>, meta: &MetaState,
         list.more = list.more.saturating_add(report.more);
         list.operations.extend(report.operations.iter().map(|operation| describe(operation, node, meta, wall_ms)));
     }
-    list.operations.sort_by_key(|operation| (operation.shard, operation.kind, operation.replica));
+    let mut moves = Vec::new();
+    for operation in meta.running() {
+        if moves.len() == OPERATIONS_MAX {
+            list.more += 1;
+            continue;
+        }
+        moves.push(moves::describe(operation, me, &list.operations));
+    }
+    list.operations.append(&mut moves);
+    list.operations.sort_by_key(|operation| {
+        let is_part = operation.kind != OperationKind::MoveReplica;
+        (operation.shard, is_part, operation.kind, operation.replica)
+    });
     list
 }
 
@@ -29,6 +48,8 @@ fn describe(operation: &Operation, reported_by: NodeId, meta: &MetaState, wall_m
         shard: operation.shard,
         replica: operation.replica,
         node: operation.node,
+        from: None,
+        part_of: move_of(operation, meta).map(|of| OperationInfo::id_of_move(of.id)),
         reported_by,
         since_ms: operation.since_ms,
         progress: progress(operation, wall_ms),
@@ -56,8 +77,11 @@ fn progress(operation: &Operation, wall_ms: u64) -> OperationProgress {
 /// Why an operation is done, as far as the metadata shows it.
 fn reason(operation: &Operation, reported_by: NodeId, meta: &MetaState) -> String {
     let Some(record) = meta.shard(operation.shard) else { return "the shard is being dropped".to_owned() };
+    if let Some(of) = move_of(operation, meta).filter(|_| operation.kind != OperationKind::ReceiveSnapshot) {
+        return moves::reason(of);
+    }
     match operation.kind {
-        OperationKind::AddReplica => added(record, meta),
+        OperationKind::AddReplica | OperationKind::MoveReplica => added(record, meta),
         OperationKind::RemoveReplica => {
             departure(operation.node, meta).unwrap_or_else(|| "placement moves it to another node".to_owned())
         }
@@ -66,6 +90,15 @@ fn reason(operation: &Operation, reported_by: NodeId, meta: &MetaState) -> Strin
         }
         OperationKind::ReceiveSnapshot => "the leader's log does not reach back to what the replica has".to_owned(),
     }
+}
+
+/// The move that an operation is a part of.
+fn move_of<'a>(operation: &Operation, meta: &'a MetaState) -> Option<&'a OperationRecord> {
+    meta.running_of(operation.shard).find(|of| match operation.kind {
+        OperationKind::AddReplica | OperationKind::ReceiveSnapshot => of.to.replica == operation.replica,
+        OperationKind::RemoveReplica => of.from.replica == operation.replica,
+        OperationKind::TransferLeader | OperationKind::MoveReplica => false,
+    })
 }
 
 fn added(record: &ShardRecord, meta: &MetaState) -> String {
@@ -136,7 +169,7 @@ mod tests {
         let report = Operations { operations: vec![operation(OperationKind::RemoveReplica, 9)], more: 2 };
         let other = Operations { operations: vec![operation(OperationKind::AddReplica, 2)], more: u64::MAX };
         let reports = vec![(NodeId(1), Some(report)), (NodeId(2), None), (NodeId(3), Some(other))];
-        let list = list(reports, &MetaState::default(), 5_000);
+        let list = list(reports, &MetaState::default(), NodeId(1), 5_000);
         assert_eq!((list.more, list.silent), (u64::MAX, vec![NodeId(2)]));
         let found: Vec<_> = list.operations.iter().map(|found| (found.id.as_str(), found.reported_by)).collect();
         assert_eq!(found, [("add_replica.s0.r1", NodeId(3)), ("remove_replica.s0.r1", NodeId(1))]);

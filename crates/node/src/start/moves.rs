@@ -1,0 +1,164 @@
+//! Moves of replicas: how an operator's request becomes a command, and how moves are shown.
+
+use std::time::Instant;
+
+use flotilla_api::{MoveShard, OperationInfo, OperationProgress, OperationVerb};
+use flotilla_gateway::{AdminError, StoreError};
+use flotilla_meta::{
+    Liveness, MetaCommand, MetaReply, MetaState, OperationChange, OperationReason, OperationRecord, OperationState,
+};
+use flotilla_placement::brings_closer;
+use flotilla_types::{ClusterVersion, NodeId, OperationId, OperationKind, OperationPhase, ShardId};
+
+use super::admin::NodeAdmin;
+
+impl NodeAdmin {
+    /// Begins to move a replica.
+    pub(super) async fn begin_move(
+        &self,
+        shard: ShardId,
+        request: MoveShard,
+        deadline: Instant,
+    ) -> Result<OperationInfo, AdminError> {
+        let command = move_command(&self.topology.meta(), shard, request, |node| self.liveness(node))?;
+        let MetaReply::Operation(id) = self.propose(command, deadline).await? else {
+            return Err(StoreError::OutcomeUnknown { shard: ShardId::META }.into());
+        };
+        self.wait_until(deadline, |meta| meta.operation(id).is_some()).await;
+        self.show_move(id, deadline).await
+    }
+
+    /// Pauses, resumes or cancels a move.
+    pub(super) async fn change_move(
+        &self,
+        id: OperationId,
+        verb: OperationVerb,
+        deadline: Instant,
+    ) -> Result<OperationInfo, AdminError> {
+        let known = self.topology.meta();
+        let changes = known.operation(id).ok_or(AdminError::OperationNotFound(id))?.changes;
+        let (change, state) = match verb {
+            OperationVerb::Pause => (OperationChange::Pause, OperationState::Paused),
+            OperationVerb::Resume => (OperationChange::Resume, OperationState::Running),
+            OperationVerb::Cancel => (OperationChange::Cancel, OperationState::Cancelled),
+        };
+        self.propose(MetaCommand::ChangeOperation { operation: id, changes, change }, deadline).await?;
+        let is_visible = |meta: &MetaState| {
+            meta.operation(id).is_none_or(|operation| operation.state == state || operation.state.has_ended())
+        };
+        self.wait_until(deadline, is_visible).await;
+        self.show_move(id, deadline).await
+    }
+
+    /// A move, with what the nodes say of it.
+    pub(super) async fn show_move(&self, id: OperationId, deadline: Instant) -> Result<OperationInfo, AdminError> {
+        let reported = self.reported_operations(deadline).await.operations;
+        let meta = self.topology.meta();
+        let operation = meta.operation(id).ok_or(AdminError::OperationNotFound(id))?;
+        Ok(describe(operation, self.topology.node(), &reported))
+    }
+}
+
+/// The command that moves a replica, unless something that can be seen here speaks against it.
+fn move_command(
+    meta: &MetaState,
+    shard: ShardId,
+    request: MoveShard,
+    liveness: impl Fn(NodeId) -> Liveness,
+) -> Result<MetaCommand, AdminError> {
+    let refused = |reason: String| AdminError::from(StoreError::Refused(reason));
+    let MoveShard { from, to } = request;
+    let record = meta.shard(shard).ok_or(AdminError::ShardNotFound(shard))?;
+    let in_force = meta.cluster_version();
+    if in_force < ClusterVersion::OPERATIONS {
+        let needed = ClusterVersion::OPERATIONS;
+        return Err(refused(format!(
+            "the cluster is at version {in_force}, and this needs version {needed}: start every node with a newer binary, \
+             then run `flotilla upgrade finish`"
+        )));
+    }
+    let Some(replica) = record.desired_on(from) else {
+        let nodes: Vec<_> = record.intent.iter().map(|held| held.node.to_string()).collect();
+        return Err(refused(format!("{from} has no replica of {shard}; these nodes have one: {}", nodes.join(", "))));
+    };
+    if let Some(operation) = meta.running_of(shard).next() {
+        let id = operation.id;
+        return Err(refused(format!("{id} moves a replica of {shard} already; wait for it, or cancel it")));
+    }
+    meta.node(to).ok_or(AdminError::NodeNotFound(to))?;
+    if let Some(held) = record.desired_on(to) {
+        return Err(refused(format!("{to} has a replica of {shard} already: {held}")));
+    }
+    if liveness(to) != Liveness::Live {
+        return Err(refused(format!("{to} does not answer; choose a node that does")));
+    }
+    if brings_closer(&meta.plan_nodes(liveness), &meta.plan_shard(record), replica, to) {
+        return Err(refused(format!(
+            "the replicas of {shard} would share more of their locality on {to} than on {from}, so that placement would \
+             move one away again; choose a node elsewhere"
+        )));
+    }
+    let (intent_version, reason) = (record.intent_version, OperationReason::Operator);
+    Ok(MetaCommand::MoveReplica { shard, replica, to, intent_version, reason })
+}
+
+/// A move as it is shown; `reported` is what nodes say of the shards that change.
+pub(super) fn describe(operation: &OperationRecord, me: NodeId, reported: &[OperationInfo]) -> OperationInfo {
+    let of = |kind| reported.iter().find(|found| is_part(operation, found) && found.kind == kind);
+    let (added, removed) = (of(OperationKind::AddReplica), of(OperationKind::RemoveReplica));
+    let snapshot = of(OperationKind::ReceiveSnapshot);
+    let under_way = || added.or(removed).map_or(OperationPhase::Waiting, |found| found.phase);
+    let phase = match operation.state {
+        OperationState::Running => under_way(),
+        OperationState::Paused => OperationPhase::Paused,
+        OperationState::Done => OperationPhase::Done,
+        OperationState::Cancelled => OperationPhase::Cancelled,
+        OperationState::Superseded => OperationPhase::Superseded,
+    };
+    let progress = snapshot.map_or_else(OperationProgress::default, |snapshot| snapshot.progress);
+    let lag = added.and_then(|added| added.progress.lag);
+    let error = match operation.state {
+        OperationState::Superseded => Some("a later decision has taken its place, or the shard was dropped".to_owned()),
+        OperationState::Cancelled => Some("it was cancelled".to_owned()),
+        OperationState::Running | OperationState::Paused | OperationState::Done => None,
+    };
+    OperationInfo {
+        id: OperationInfo::id_of_move(operation.id),
+        kind: OperationKind::MoveReplica,
+        phase,
+        reason: reason(operation),
+        shard: operation.shard,
+        replica: operation.to.replica,
+        node: operation.to.node,
+        from: Some(operation.from.node),
+        part_of: None,
+        reported_by: added.or(removed).map_or(me, |found| found.reported_by),
+        since_ms: added.filter(|_| phase == under_way()).map_or(operation.since_ms, |found| found.since_ms),
+        progress: OperationProgress { lag, ..progress },
+        done: operation.state.has_ended(),
+        error,
+    }
+}
+
+/// Whether what a node reports is a part of a move.
+pub(super) fn is_part(operation: &OperationRecord, reported: &OperationInfo) -> bool {
+    let replica = match reported.kind {
+        OperationKind::AddReplica | OperationKind::ReceiveSnapshot => operation.to.replica,
+        OperationKind::RemoveReplica => operation.from.replica,
+        OperationKind::TransferLeader | OperationKind::MoveReplica => return false,
+    };
+    (reported.shard, reported.replica) == (operation.shard, replica)
+}
+
+/// Why a move was decided, in words.
+pub(super) fn reason(operation: &OperationRecord) -> String {
+    let from = operation.from.node;
+    match operation.reason {
+        OperationReason::Operator => "an operator asked for it".to_owned(),
+        OperationReason::NodeDead => format!("{from} is dead"),
+        OperationReason::NodeLeaving => format!("{from} gives up its replicas"),
+        OperationReason::NodeRemoved => format!("{from} was removed"),
+        OperationReason::Spread => "replicas of the shard shared more of their locality than necessary".to_owned(),
+        OperationReason::Balance => format!("{from} held more than its share of the replicas"),
+    }
+}
