@@ -807,7 +807,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "fetched-and-not-held",
         what: "what is fetched for a reader may be collected before it is read",
         file: "crates/replication/src/host/fetch.rs",
-        before: "let missing = need(values, upload, ids).await?;",
+        before: "let missing = self.need(values, upload, ids).await?;",
         after: "let missing = self.engine.missing(&ids);",
         runner: Runner::Tests("flotilla-replication"),
         also: None,
