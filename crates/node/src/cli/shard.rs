@@ -184,7 +184,7 @@ mod tests {
         let left = entry(&json!({ "action": "none", "detail": "waits", "shards": ["s5", "s6"], "shards_total": 9 }));
         let list = |decisions: &[&DecisionInfo]| DecisionList {
             dry_run: Some(true),
-            decisions: decisions.iter().map(|entry| DecisionInfo::clone(entry)).collect(),
+            decisions: decisions.iter().copied().cloned().collect(),
             silent: Vec::new(),
         };
         let shown = rebalancing(&list(&[&moved]));
