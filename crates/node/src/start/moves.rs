@@ -10,7 +10,7 @@ use flotilla_meta::{
 use flotilla_placement::brings_closer;
 use flotilla_types::{ClusterVersion, NodeId, OperationId, OperationKind, OperationPhase, ShardId};
 
-use super::admin::NodeAdmin;
+use super::{admin::NodeAdmin, operations::departure};
 
 impl NodeAdmin {
     /// Begins to move a replica.
@@ -55,7 +55,7 @@ impl NodeAdmin {
         let reported = self.reported_operations(deadline).await.operations;
         let meta = self.topology.meta();
         let operation = meta.operation(id).ok_or(AdminError::OperationNotFound(id))?;
-        Ok(describe(operation, self.topology.node(), &reported))
+        Ok(describe(operation, &meta, self.topology.node(), &reported))
     }
 }
 
@@ -103,7 +103,12 @@ fn move_command(
 }
 
 /// A move as it is shown; `reported` is what nodes say of the shards that change.
-pub(super) fn describe(operation: &OperationRecord, me: NodeId, reported: &[OperationInfo]) -> OperationInfo {
+pub(super) fn describe(
+    operation: &OperationRecord,
+    meta: &MetaState,
+    me: NodeId,
+    reported: &[OperationInfo],
+) -> OperationInfo {
     let of = |kind| reported.iter().find(|found| is_part(operation, found) && found.kind == kind);
     let (added, removed) = (of(OperationKind::AddReplica), of(OperationKind::RemoveReplica));
     let snapshot = of(OperationKind::ReceiveSnapshot);
@@ -126,7 +131,7 @@ pub(super) fn describe(operation: &OperationRecord, me: NodeId, reported: &[Oper
         id: OperationInfo::id_of_move(operation.id),
         kind: OperationKind::MoveReplica,
         phase,
-        reason: reason(operation),
+        reason: reason(operation, meta),
         shard: operation.shard,
         replica: operation.to.replica,
         node: operation.to.node,
@@ -151,12 +156,14 @@ pub(super) fn is_part(operation: &OperationRecord, reported: &OperationInfo) -> 
 }
 
 /// Why a move was decided, in words.
-pub(super) fn reason(operation: &OperationRecord) -> String {
+pub(super) fn reason(operation: &OperationRecord, meta: &MetaState) -> String {
     let from = operation.from.node;
     match operation.reason {
         OperationReason::Operator => "an operator asked for it".to_owned(),
         OperationReason::NodeDead => format!("{from} is dead"),
-        OperationReason::NodeLeaving => format!("{from} gives up its replicas"),
+        OperationReason::NodeLeaving => {
+            departure(from, meta).unwrap_or_else(|| format!("{from} was to give up its replicas"))
+        }
         OperationReason::NodeRemoved => format!("{from} was removed"),
         OperationReason::Spread => "replicas of the shard shared more of their locality than necessary".to_owned(),
         OperationReason::Balance => format!("{from} held more than its share of the replicas"),

@@ -29,7 +29,7 @@ pub(super) fn list(
             list.more += 1;
             continue;
         }
-        moves.push(moves::describe(operation, me, &list.operations));
+        moves.push(moves::describe(operation, meta, me, &list.operations));
     }
     list.operations.append(&mut moves);
     list.operations.sort_by_key(|operation| {
@@ -78,7 +78,7 @@ fn progress(operation: &Operation, wall_ms: u64) -> OperationProgress {
 fn reason(operation: &Operation, reported_by: NodeId, meta: &MetaState) -> String {
     let Some(record) = meta.shard(operation.shard) else { return "the shard is being dropped".to_owned() };
     if let Some(of) = move_of(operation, meta).filter(|_| operation.kind != OperationKind::ReceiveSnapshot) {
-        return moves::reason(of);
+        return moves::reason(of, meta);
     }
     match operation.kind {
         OperationKind::AddReplica | OperationKind::MoveReplica => added(record, meta),
@@ -117,7 +117,7 @@ fn added(record: &ShardRecord, meta: &MetaState) -> String {
 }
 
 /// How a node goes out of service, if it does.
-fn departure(node: NodeId, meta: &MetaState) -> Option<String> {
+pub(super) fn departure(node: NodeId, meta: &MetaState) -> Option<String> {
     match meta.node(node).map(|node| node.state) {
         Some(NodeState::Active) => None,
         Some(NodeState::Draining) => Some(format!("{node} drains")),
