@@ -128,7 +128,8 @@ async fn a_move_stops_while_it_is_paused_and_leaves_nothing_when_it_is_cancelled
     let moves = ["shard", "move", &id, "--from", &from, "--to", "n4"];
     let moved = operation(&cluster, 1, &moves).await;
     wait_for(&cluster, &moved.id, "objects arrive", fetches).await;
-    let second = flotilla(&cluster, 3, &moves).await;
+    let leader = shard.leader.expect("a leader").to_string();
+    let second = flotilla(&cluster, 3, &["shard", "move", &id, "--from", &leader, "--to", "n4"]).await;
     let reason = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(reason.contains(&format!("{} moves a replica", moved.id)), "{reason}");
 
