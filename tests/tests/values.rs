@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use flotilla_api::{CreateCollection, Sharding};
-use flotilla_client::PutOptions;
+use flotilla_client::{Client, PutOptions};
 
 use flotilla_tests::support::{
     Mode, SMALL_LIMITS, client, eventually, start, start_in, start_with,
