@@ -1,6 +1,6 @@
 //! Collections, nodes, shards, tokens and settings.
 
-use std::{collections::BTreeSet, str::FromStr};
+use std::collections::BTreeSet;
 
 use axum::{
     Json,
@@ -32,6 +32,14 @@ const WITH_NODES_MAX: usize = 64;
 /// The last segment of the request's path, decoded.
 fn last_segment(request: &Request) -> Result<String, Refusal> {
     segment(request.uri().path().rsplit('/').next().unwrap_or_default())
+}
+
+/// The last two segments of the request's path, decoded: `…/{id}/{verb}`.
+fn id_and_verb(request: &Request) -> Result<(String, String), Refusal> {
+    let mut segments = request.uri().path().rsplit('/');
+    let mut next = || segment(segments.next().unwrap_or_default());
+    let verb = next()?;
+    Ok((next()?, verb))
 }
 
 pub(super) async fn status(State(app): State<App>) -> Json<ClusterStatus> {
@@ -73,9 +81,7 @@ pub(super) async fn operation(State(app): State<App>, request: Request) -> Resul
 
 /// `POST /v1/cluster/operations/{id}/{verb}`.
 pub(super) async fn change_operation(State(app): State<App>, request: Request) -> Result<Json<OperationInfo>, Refusal> {
-    let mut segments = request.uri().path().rsplit('/');
-    let mut next = || segment(segments.next().unwrap_or_default());
-    let (verb, id) = (next()?, next()?);
+    let (id, verb) = id_and_verb(&request)?;
     let verb: OperationVerb = verb.parse().map_err(|error: UnknownOperationVerb| invalid(error.to_string()))?;
     let id = id.parse().map_err(|_| invalid("only moves can be changed: their ids are `op` and a number"))?;
     Ok(Json(app.admin.change_operation(id, verb, deadline(request.headers())?.into_std()).await?))
@@ -83,8 +89,7 @@ pub(super) async fn change_operation(State(app): State<App>, request: Request) -
 
 /// `POST /v1/cluster/shards/{id}/move`.
 pub(super) async fn move_shard(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
-    let shard = segment(request.uri().path().rsplit('/').nth(1).unwrap_or_default())?;
-    let shard = shard.parse().map_err(|_| invalid("the id of a shard must be `s` and a number, such as `s4`"))?;
+    let shard = shard_id(&id_and_verb(&request)?.0)?;
     let deadline = deadline(request.headers())?;
     let request: MoveShard = body::read_json(&app, request, deadline).await?;
     let operation: OperationInfo = app.admin.move_shard(shard, request, deadline.into_std()).await?;
@@ -94,9 +99,7 @@ pub(super) async fn move_shard(State(app): State<App>, request: Request) -> Resu
 
 /// `GET /v1/cluster/shards/{id}/explain`.
 pub(super) async fn explain(State(app): State<App>, request: Request) -> Result<Json<ShardExplanation>, Refusal> {
-    let id = request.uri().path().rsplit('/').nth(1).map(segment).transpose()?.unwrap_or_default();
-    let shard =
-        ShardId::from_str(&id).map_err(|_| invalid("the id of a shard must be `s` and a number, such as `s4`"))?;
+    let shard = shard_id(&id_and_verb(&request)?.0)?;
     Ok(Json(app.admin.explain(shard, deadline(request.headers())?.into_std()).await?))
 }
 
@@ -283,9 +286,7 @@ pub(super) async fn remove_node(State(app): State<App>, request: Request) -> Res
 
 /// `POST /v1/cluster/nodes/{id}/{verb}`.
 pub(super) async fn change_node(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
-    let mut segments = request.uri().path().rsplit('/');
-    let mut next = || segment(segments.next().unwrap_or_default());
-    let (verb, node) = (next()?, next()?);
+    let (node, verb) = id_and_verb(&request)?;
     let verb: NodeVerb = verb.parse().map_err(|error: UnknownNodeVerb| invalid(error.to_string()))?;
     let node = node_id(&node)?;
     let mut query = Query::parse(request.uri().query(), &["force", "dry_run", "with"])?;
@@ -311,6 +312,10 @@ fn node_list(text: &str) -> Result<BTreeSet<NodeId>, Refusal> {
         return Err(invalid(format!("`with` may name {WITH_NODES_MAX} nodes")));
     }
     text.split(',').map(node_id).collect()
+}
+
+fn shard_id(text: &str) -> Result<ShardId, Refusal> {
+    text.parse().map_err(|_| invalid("the id of a shard must be `s` and a number, such as `s4`"))
 }
 
 fn node_id(text: &str) -> Result<NodeId, Refusal> {
