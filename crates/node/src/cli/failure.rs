@@ -58,6 +58,11 @@ enum Kind {
     Unavailable,
 }
 
+/// Whether a verb that waits should ask again: a node ends, or a leader is elected.
+pub(super) fn is_passing(error: &ClientError) -> bool {
+    error.is_retryable() || error.problem().is_none()
+}
+
 impl Failure {
     fn new(kind: Kind, message: String) -> Self {
         Self { kind, message, hint: None, problem: None }

@@ -7,6 +7,7 @@ use std::{
 
 use comfy_table::{Table, presets::NOTHING};
 use flotilla_types::{escape_hidden, is_printable};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::{Format, failure::Failure};
@@ -64,6 +65,14 @@ impl Output {
     pub(super) fn bytes(self, bytes: &[u8]) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| Failure::stdout(&error))
+    }
+}
+
+/// A progress bar on stderr, in the format of `indicatif`; hidden if stderr is not a terminal.
+pub(super) fn progress(template: &str, length: u64) -> ProgressBar {
+    match ProgressStyle::with_template(template) {
+        Ok(style) if io::stderr().is_terminal() => ProgressBar::new(length).with_style(style),
+        Ok(_) | Err(_) => ProgressBar::hidden(),
     }
 }
 

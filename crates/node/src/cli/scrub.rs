@@ -10,11 +10,11 @@ use clap::Args;
 use flotilla_api::{NodeScrub, ScrubReport, ScrubState};
 use flotilla_client::{Client, ClientError};
 use flotilla_types::NodeId;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use super::{
     failure::Failure,
-    output::{Output, or_dash, table, time},
+    output::{Output, or_dash, progress, table, time},
 };
 
 /// How often the nodes are asked while the verb waits.
@@ -69,7 +69,7 @@ impl Goal {
 }
 
 async fn wait(client: &Client, goal: &Goal) -> Result<ScrubReport, Failure> {
-    let bar = progress();
+    let bar = progress("{bar:30} {bytes} of {total_bytes}, {msg}", 0);
     let mut heard = Instant::now();
     loop {
         let waits_for = match client.scrub().await {
@@ -94,15 +94,6 @@ async fn wait(client: &Client, goal: &Goal) -> Result<ScrubReport, Failure> {
             return Err(Failure::unavailable(format!("no answer about the scrub from: {}", nodes.join(", "))));
         }
         tokio::time::sleep(ASK_EVERY).await;
-    }
-}
-
-/// A progress bar on stderr, hidden if stderr is not a terminal.
-fn progress() -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:30} {bytes} of {total_bytes}, {msg}");
-    match style {
-        Ok(style) if stderr().is_terminal() => ProgressBar::new(0).with_style(style),
-        Ok(_) | Err(_) => ProgressBar::hidden(),
     }
 }
 

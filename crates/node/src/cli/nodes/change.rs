@@ -8,14 +8,14 @@ use std::{
 
 use clap::Args;
 use flotilla_api::{Blocker, ClusterStatus, NodeChange, NodeInfo, NodeState, NodeVerb};
-use flotilla_client::{Client, ClientError};
+use flotilla_client::Client;
 use flotilla_types::{NodeId, ShardId};
 use serde_json::json;
 
 use super::{ClientOptions, resolve};
 use crate::cli::{
     confirm::Confirmation,
-    failure::Failure,
+    failure::{Failure, is_passing},
     output::{Output, table},
 };
 
@@ -199,10 +199,6 @@ async fn wait(client: &Client, mut change: NodeChange, deadline: Instant) -> Res
     }
     change.dry_run = false;
     Ok(change)
-}
-
-fn is_passing(error: &ClientError) -> bool {
-    error.is_retryable() || error.problem().is_none()
 }
 
 #[cfg(test)]

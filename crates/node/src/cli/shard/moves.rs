@@ -1,17 +1,18 @@
 //! `shard move`: begins a move, and follows it to its end.
 
-use std::{
-    io::{IsTerminal as _, stderr},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use flotilla_api::{MoveShard, OperationInfo};
-use flotilla_client::{Client, ClientError};
+use flotilla_client::Client;
 use flotilla_types::{NodeId, OperationPhase, ShardId};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
-use super::super::{failure::Failure, operations, output::Output};
+use super::super::{
+    failure::{Failure, is_passing},
+    operations,
+    output::{Output, progress},
+};
 
 /// How often the move is looked at while the verb waits.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -50,7 +51,7 @@ pub(super) async fn run(arguments: &Arguments, client: &Client, output: Output) 
 
 /// Looks again until the operation has ended or is paused.
 async fn follow(client: &Client, mut operation: OperationInfo) -> Result<OperationInfo, Failure> {
-    let bar = progress();
+    let bar = progress("{bar:30} {msg}", 1);
     let mut heard = Instant::now();
     while !operation.done && operation.phase != OperationPhase::Paused {
         show(&bar, &operation);
@@ -63,19 +64,6 @@ async fn follow(client: &Client, mut operation: OperationInfo) -> Result<Operati
     }
     bar.finish_and_clear();
     Ok(operation)
-}
-
-fn is_passing(error: &ClientError) -> bool {
-    error.is_retryable() || error.problem().is_none()
-}
-
-/// A progress bar on stderr, hidden if stderr is not a terminal.
-fn progress() -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:30} {msg}");
-    match style {
-        Ok(style) if stderr().is_terminal() => ProgressBar::new(1).with_style(style),
-        Ok(_) | Err(_) => ProgressBar::hidden(),
-    }
 }
 
 fn show(bar: &ProgressBar, operation: &OperationInfo) {
