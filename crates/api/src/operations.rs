@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use flotilla_types::{NodeId, OperationId, OperationKind, OperationPhase, ReplicaId, ShardId};
+use flotilla_types::{NodeId, OperationKind, OperationPhase, ReplicaId, ShardId};
 use serde::{Deserialize, Serialize};
 
 /// Body of `POST /v1/cluster/shards/{id}/move`. Answered by an [`OperationInfo`].
@@ -111,13 +111,7 @@ pub struct OperationInfo {
 }
 
 impl OperationInfo {
-    /// The id of a move.
-    #[must_use]
-    pub fn id_of_move(operation: OperationId) -> String {
-        operation.to_string()
-    }
-
-    /// The id of another operation.
+    /// The id of an operation that is no move: a move's is that of its record.
     #[must_use]
     pub fn id_of(kind: OperationKind, shard: ShardId, replica: ReplicaId) -> String {
         format!("{kind}.{shard}.{replica}")

@@ -10,7 +10,11 @@ use flotilla_meta::{
 use flotilla_placement::brings_closer;
 use flotilla_types::{ClusterVersion, NodeId, OperationId, OperationKind, OperationPhase, ShardId};
 
-use super::{admin::NodeAdmin, operations::departure};
+use super::{
+    admin::NodeAdmin,
+    node_change::version_missing,
+    operations::{Parts, departure},
+};
 
 impl NodeAdmin {
     /// Begins to move a replica.
@@ -55,7 +59,7 @@ impl NodeAdmin {
         let reported = self.reported_operations(deadline).await.operations;
         let meta = self.topology.meta();
         let operation = meta.operation(id).ok_or(AdminError::OperationNotFound(id))?;
-        Ok(describe(operation, &meta, self.topology.node(), &reported))
+        Ok(describe(operation, &meta, self.topology.node(), Parts::of(&reported).of_move(operation)))
     }
 }
 
@@ -69,13 +73,8 @@ fn move_command(
     let refused = |reason: String| AdminError::from(StoreError::Refused(reason));
     let MoveShard { from, to } = request;
     let record = meta.shard(shard).ok_or(AdminError::ShardNotFound(shard))?;
-    let in_force = meta.cluster_version();
-    if in_force < ClusterVersion::OPERATIONS {
-        let needed = ClusterVersion::OPERATIONS;
-        return Err(refused(format!(
-            "the cluster is at version {in_force}, and this needs version {needed}: start every node with a newer binary, \
-             then run `flotilla upgrade finish`"
-        )));
+    if let Some(missing) = version_missing(meta, ClusterVersion::OPERATIONS) {
+        return Err(refused(missing));
     }
     let Some(replica) = record.desired_on(from) else {
         let nodes: Vec<_> = record.intent.iter().map(|held| held.node.to_string()).collect();
@@ -102,14 +101,14 @@ fn move_command(
     Ok(MetaCommand::MoveReplica { shard, replica, to, intent_version, reason })
 }
 
-/// A move as it is shown; `reported` is what nodes say of the shards that change.
+/// A move as it is shown; `parts` is what nodes say of it.
 pub(super) fn describe(
     operation: &OperationRecord,
     meta: &MetaState,
     me: NodeId,
-    reported: &[OperationInfo],
+    parts: &[&OperationInfo],
 ) -> OperationInfo {
-    let of = |kind| reported.iter().find(|found| is_part(operation, found) && found.kind == kind);
+    let of = |kind| parts.iter().find(|found| found.kind == kind);
     let (added, removed) = (of(OperationKind::AddReplica), of(OperationKind::RemoveReplica));
     let snapshot = of(OperationKind::ReceiveSnapshot);
     let under_way = || added.or(removed).map_or(OperationPhase::Waiting, |found| found.phase);
@@ -128,7 +127,7 @@ pub(super) fn describe(
         OperationState::Running | OperationState::Paused | OperationState::Done => None,
     };
     OperationInfo {
-        id: OperationInfo::id_of_move(operation.id),
+        id: operation.id.to_string(),
         kind: OperationKind::MoveReplica,
         phase,
         reason: reason(operation, meta),
@@ -143,16 +142,6 @@ pub(super) fn describe(
         done: operation.state.has_ended(),
         error,
     }
-}
-
-/// Whether what a node reports is a part of a move.
-pub(super) fn is_part(operation: &OperationRecord, reported: &OperationInfo) -> bool {
-    let replica = match reported.kind {
-        OperationKind::AddReplica | OperationKind::ReceiveSnapshot => operation.to.replica,
-        OperationKind::RemoveReplica => operation.from.replica,
-        OperationKind::TransferLeader | OperationKind::MoveReplica => return false,
-    };
-    (reported.shard, reported.replica) == (operation.shard, replica)
 }
 
 /// Why a move was decided, in words.

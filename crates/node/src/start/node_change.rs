@@ -91,6 +91,17 @@ pub(super) fn command(node: NodeId, verb: NodeVerb) -> MetaCommand {
     MetaCommand::SetNodeState { node, state }
 }
 
+/// Why what needs a version is refused, if that is not in force.
+pub(super) fn version_missing(meta: &MetaState, needed: ClusterVersion) -> Option<String> {
+    let in_force = meta.cluster_version();
+    (in_force < needed).then(|| {
+        format!(
+            "the cluster is at version {in_force}, and this needs version {needed}: start every node with a newer binary, \
+             then run `flotilla upgrade finish`"
+        )
+    })
+}
+
 impl Facts<'_> {
     /// What a verb does to a node.
     pub(super) fn plan(&self, node: &NodeRecord, verb: NodeVerb, dry_run: bool) -> NodeChange {
@@ -166,13 +177,10 @@ impl Facts<'_> {
             let is_done = verb == NodeVerb::Remove || verb == NodeVerb::Leave;
             return (!is_done).then(|| Refusal::always(format!("{id} is {}: it can never come back", node.state)));
         }
-        let in_force = self.meta.cluster_version();
-        if matches!(verb, NodeVerb::Drain | NodeVerb::Leave) && in_force < ClusterVersion::DRAINING {
-            return Some(Refusal::always(format!(
-                "the cluster is at version {in_force}, and this needs version {}: start every node with a newer binary, \
-                 then run `flotilla upgrade finish`",
-                ClusterVersion::DRAINING
-            )));
+        if matches!(verb, NodeVerb::Drain | NodeVerb::Leave)
+            && let Some(missing) = version_missing(self.meta, ClusterVersion::DRAINING)
+        {
+            return Some(Refusal::always(missing));
         }
         let stays = |other: &NodeRecord| other.id != id && !self.with.contains(&other.id);
         let is_last = || !self.meta.nodes().any(|other| stays(other) && other.state == RecordState::Active);

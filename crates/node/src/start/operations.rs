@@ -1,5 +1,7 @@
 //! What changes shards, for operators: the reports of nodes with the reasons that the metadata gives.
 
+use std::collections::HashMap;
+
 use flotilla_api::{OperationInfo, OperationList, OperationProgress};
 use flotilla_control::{OPERATIONS_MAX, Operation, Operations};
 use flotilla_meta::{MetaState, NodeState, OperationRecord, ShardRecord};
@@ -23,20 +25,40 @@ pub(super) fn list(
         list.more = list.more.saturating_add(report.more);
         list.operations.extend(report.operations.iter().map(|operation| describe(operation, node, meta, wall_ms)));
     }
-    let mut moves = Vec::new();
-    for operation in meta.running() {
-        if moves.len() == OPERATIONS_MAX {
-            list.more += 1;
-            continue;
-        }
-        moves.push(moves::describe(operation, meta, me, &list.operations));
-    }
+    let parts = Parts::of(&list.operations);
+    let mut running = meta.running();
+    let mut moves: Vec<_> = running
+        .by_ref()
+        .take(OPERATIONS_MAX)
+        .map(|operation| moves::describe(operation, meta, me, parts.of_move(operation)))
+        .collect();
+    list.more = list.more.saturating_add(running.count() as u64);
     list.operations.append(&mut moves);
     list.operations.sort_by_key(|operation| {
         let is_part = operation.kind != OperationKind::MoveReplica;
         (operation.shard, is_part, operation.kind, operation.replica)
     });
     list
+}
+
+/// What nodes report, by the moves that it is a part of.
+pub(super) struct Parts<'a>(HashMap<&'a str, Vec<&'a OperationInfo>>);
+
+impl<'a> Parts<'a> {
+    pub(super) fn of(reported: &'a [OperationInfo]) -> Self {
+        let mut parts: HashMap<_, Vec<_>> = HashMap::new();
+        for found in reported {
+            if let Some(of) = &found.part_of {
+                parts.entry(of.as_str()).or_default().push(found);
+            }
+        }
+        Self(parts)
+    }
+
+    /// The parts of a move.
+    pub(super) fn of_move(&self, operation: &OperationRecord) -> &[&'a OperationInfo] {
+        self.0.get(operation.id.to_string().as_str()).map_or(&[], Vec::as_slice)
+    }
 }
 
 fn describe(operation: &Operation, reported_by: NodeId, meta: &MetaState, wall_ms: u64) -> OperationInfo {
@@ -49,7 +71,7 @@ fn describe(operation: &Operation, reported_by: NodeId, meta: &MetaState, wall_m
         replica: operation.replica,
         node: operation.node,
         from: None,
-        part_of: move_of(operation, meta).map(|of| OperationInfo::id_of_move(of.id)),
+        part_of: move_of(operation, meta).map(|of| of.id.to_string()),
         reported_by,
         since_ms: operation.since_ms,
         progress: progress(operation, wall_ms),
