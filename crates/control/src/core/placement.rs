@@ -168,8 +168,9 @@ impl Reconciler for Placement {
             tracing::info!(?change, "placement");
         }
         let mut commands = view.meta.commands_for(&leading.last);
-        let plan = leading.last.clone();
-        self.journal.record(&plan, view.wall_ms);
+        if let Some(leading) = &self.leading {
+            self.journal.record(&leading.last, view.wall_ms);
+        }
         commands.extend(departed(view));
         commands.into_iter().map(Action::Propose).collect()
     }
@@ -278,12 +279,7 @@ mod tests {
 
     #[test]
     fn nothing_moves_for_balance_until_no_node_has_joined_for_a_while() {
-        let mut meta = Meta::of_nodes(2);
-        meta.collection(&[&[1], &[1], &[1], &[1]]);
-        meta.setting(Setting::MetaReplicas, 1);
-        let mut world = World::new(1, meta);
-        world.replicas = vec![leads(0, &[(1, 1)], &[])];
-        world.hears(2, NodeState::Alive);
+        let mut world = unbalanced();
         let joined_ms = world.meta.state().node(node(2)).expect("a node").joined_at_ms;
         world.wall_ms = joined_ms + SETTLE_MS - 1;
         assert_eq!(world.reconcile(&mut Placement::default()), []);
@@ -417,13 +413,9 @@ mod tests {
     /// Four shards on node 1 of two. An operator has moved a replica of the first to node 2.
     #[test]
     fn what_an_operator_has_placed_stays_for_a_while() {
-        let mut meta = Meta::of_nodes(2);
-        let shards = meta.collection(&[&[1], &[1], &[1], &[1]]);
-        meta.setting(Setting::MetaReplicas, 1);
-        (2..=ClusterVersion::OPERATIONS.0).for_each(|version| meta.raise_to(ClusterVersion(version)));
-        let mut world = World::new(1, meta);
-        world.replicas = vec![leads(0, &[(1, 1)], &[])];
-        world.hears(2, NodeState::Alive);
+        let mut world = unbalanced();
+        (2..=ClusterVersion::OPERATIONS.0).for_each(|version| world.meta.raise_to(ClusterVersion(version)));
+        let shards: Vec<_> = world.meta.state().shards().map(|shard| shard.id).skip(1).collect();
         world.wall_ms = world.meta.state().node(node(2)).expect("a node").joined_at_ms + SETTLE_MS;
         let moved = |world: &World| {
             let mut shards = Vec::new();

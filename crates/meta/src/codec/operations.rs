@@ -54,7 +54,7 @@ impl From<&OperationRecord> for OperationPb {
     fn from(operation: &OperationRecord) -> Self {
         Self {
             id: operation.id.0,
-            state: STATES.iter().position(|state| *state == operation.state).map_or(0, |at| at as u32 + 1),
+            state: number_in(&STATES, operation.state),
             reason: reason_number(operation.reason),
             started_ms: operation.started_ms,
             since_ms: operation.since_ms,
@@ -99,7 +99,7 @@ const STATES: [OperationState; 5] = [
 ];
 
 /// The reasons in the order of their numbers, from 1.
-const REASONS: [OperationReason; 6] = [
+pub(super) const REASONS: [OperationReason; 6] = [
     OperationReason::Operator,
     OperationReason::NodeDead,
     OperationReason::NodeLeaving,
@@ -109,10 +109,11 @@ const REASONS: [OperationReason; 6] = [
 ];
 
 /// The changes in the order of their numbers, from 1.
-const CHANGES: [OperationChange; 3] = [OperationChange::Pause, OperationChange::Resume, OperationChange::Cancel];
+pub(super) const CHANGES: [OperationChange; 3] =
+    [OperationChange::Pause, OperationChange::Resume, OperationChange::Cancel];
 
 pub(super) fn reason_number(reason: OperationReason) -> u32 {
-    REASONS.iter().position(|known| *known == reason).map_or(0, |at| at as u32 + 1)
+    number_in(&REASONS, reason)
 }
 
 pub(super) fn reason(number: u32) -> Result<OperationReason, CodecError> {
@@ -120,11 +121,16 @@ pub(super) fn reason(number: u32) -> Result<OperationReason, CodecError> {
 }
 
 pub(super) fn change_number(change: OperationChange) -> u32 {
-    CHANGES.iter().position(|known| *known == change).map_or(0, |at| at as u32 + 1)
+    number_in(&CHANGES, change)
 }
 
 pub(super) fn change(number: u32) -> Result<OperationChange, CodecError> {
     nth(&CHANGES, number)
+}
+
+/// The number of a value; 0, which does not decode, for one that is not in the list.
+fn number_in<T: PartialEq>(known: &[T], value: T) -> u32 {
+    known.iter().position(|known| *known == value).map_or(0, |at| at as u32 + 1)
 }
 
 fn nth<T: Copy>(known: &[T], number: u32) -> Result<T, CodecError> {

@@ -10,7 +10,7 @@ use flotilla_values::Chunking;
 use super::*;
 use crate::{
     Addresses, Displaced, Field, JoinRequest, KeyId, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, NodeState,
-    OperationChange, OperationReason, PreparedAuthority, SeenNode, TokenId, ValueSettings,
+    PreparedAuthority, SeenNode, TokenId, ValueSettings,
 };
 
 fn raise() -> MetaCommand {
@@ -82,17 +82,10 @@ fn commands() -> Vec<MetaCommand> {
     commands.push(MetaCommand::CompleteLeave { node: NodeId(1) });
     commands.push(MetaCommand::ReportStart { node: NodeId(1), incarnation: Incarnation(2), build: "1.2".to_owned() });
     let replica = ReplicaId(4);
-    for reason in [
-        OperationReason::Operator,
-        OperationReason::NodeDead,
-        OperationReason::NodeLeaving,
-        OperationReason::NodeRemoved,
-        OperationReason::Spread,
-        OperationReason::Balance,
-    ] {
+    for reason in operations::REASONS {
         commands.push(MetaCommand::MoveReplica { shard, replica, to: NodeId(3), intent_version: 2, reason });
     }
-    for change in [OperationChange::Pause, OperationChange::Resume, OperationChange::Cancel] {
+    for change in operations::CHANGES {
         commands.push(MetaCommand::ChangeOperation { operation: OperationId(9), changes: 3, change });
     }
     use NodeState::{Active, Decommissioning, Draining, Leaving, Lost, Removed};
