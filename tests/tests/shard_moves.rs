@@ -1,33 +1,26 @@
-//! An operator moves a replica with `flotilla shard move`, pauses and resumes the move, cancels one, and is told why one
-//! cannot be.
+//! An operator moves a replica with `flotilla shard move`, pauses and resumes the move, cancels one, and is told why
+//! one cannot be.
 
-use std::process::{Command, Output};
+use std::{
+    process::{Command, Output},
+    time::Duration,
+};
 
-use bytes::Bytes;
 use flotilla_api::{OperationInfo, ShardInfo};
-use flotilla_client::PutOptions;
 use flotilla_local_cluster::{Cluster, ClusterOptions};
 use flotilla_types::{NodeId, OperationPhase, ShardId};
 
-use flotilla_tests::support::{binary, client, eventually, status, wait_replicated};
+use flotilla_tests::support::{
+    binary, client, eventually, status,
+    values::{assert_serves, content, counter, put},
+    wait_replicated,
+};
 
 /// Records of the shard, each of so many bytes.
-const RECORDS: usize = 48;
+const RECORDS: u64 = 48;
 const RECORD_BYTES: usize = 256 << 10;
 /// Bytes per second at which the records take long enough to be caught on their way.
 const SLOW: u64 = 1 << 20;
-
-/// Bytes that nothing compresses or shares.
-fn value(number: usize) -> Bytes {
-    let mut state = number as u64 + 1;
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    std::iter::repeat_with(next).take(RECORD_BYTES / 8).flatten().collect()
-}
 
 /// Three nodes with one shard, and a fourth that holds nothing.
 async fn cluster() -> Cluster {
@@ -41,8 +34,7 @@ async fn cluster() -> Cluster {
     cluster.add_node().await.expect("a fourth node");
     cluster.wait_node(4).await.expect("a node that serves");
     for number in 0..RECORDS {
-        let key = format!("k{number}");
-        first.put("default", key.as_bytes(), value(number), &PutOptions::default()).await.expect("a put");
+        put(&first, &format!("k{number}"), &content(number, RECORD_BYTES)).await;
     }
     cluster
 }
@@ -101,9 +93,7 @@ async fn a_replica_moves_to_the_node_that_an_operator_names() {
     expected.sort_unstable();
     assert_eq!(nodes(&cluster).await, expected);
     for number in 0..RECORDS {
-        let key = format!("k{number}");
-        let record = client(&cluster, 4).get("default", key.as_bytes()).await.expect("a read").expect("a record");
-        assert!(record.value == value(number), "{key}");
+        assert_serves(&cluster, 4, &format!("k{number}"), &content(number, RECORD_BYTES)).await;
     }
     // Its outcome can be asked for, everywhere, and it is not listed any more.
     assert_eq!(operation(&cluster, 3, &["operation", "show", &moved.id]).await.phase, OperationPhase::Done);
@@ -135,16 +125,12 @@ async fn a_move_stops_while_it_is_paused_and_leaves_nothing_when_it_is_cancelled
 
     assert_eq!(operation(&cluster, 2, &["operation", "pause", &moved.id]).await.phase, OperationPhase::Paused);
     // What was asked for may still come.
-    let received = async || {
-        let text = flotilla_tests::support::metrics(&cluster, 4).await.expect("metrics");
-        let line = text.lines().find(|line| line.starts_with("flotilla_objects_pulled_bytes_total"));
-        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or_default()
-    };
+    let received = async || counter(&cluster, 4, "flotilla_objects_pulled_bytes_total").await.expect("metrics");
     eventually("nothing arrives for two seconds", async || {
         let before = received().await;
-        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
         let after = received().await;
-        if before > 0.0 && before == after { Ok(()) } else { Err(format!("{before} and then {after}")) }
+        if before > 0 && before == after { Ok(()) } else { Err(format!("{before} and then {after}")) }
     })
     .await;
     assert_eq!(nodes(&cluster).await.iter().filter(|node| before.contains(node)).count(), 3);

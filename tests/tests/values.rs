@@ -57,7 +57,8 @@ async fn a_value_travels_once(mode: Mode) {
 }
 in_both_modes!(a_value_travels_once);
 
-/// The nodes receive, and send, 2 MiB per second. A write to the same shard is acknowledged in its order, but waits for no bytes.
+/// The nodes receive, and send, 2 MiB per second. A write to the same shard is acknowledged in its order, but waits
+/// for no bytes.
 #[tokio::test]
 async fn small_writes_do_not_wait_for_the_bytes_of_a_large_value() {
     let cluster = start(3).await;

@@ -408,8 +408,8 @@ impl Handle {
         self.values.clone()
     }
 
-    /// Fetches what is missing here of these objects, and of all that they need, from other nodes: the first one is said
-    /// to have everything. What is here is read, unless that was done since the start. The upload holds what is
+    /// Fetches what is missing here of these objects, and of all that they need, from other nodes: the first one is
+    /// said to have everything. What is here is read, unless that was done since the start. The upload holds what is
     /// here and what comes, also if the rest does not; it must go on until then.
     ///
     /// # Errors

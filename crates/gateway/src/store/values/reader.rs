@@ -74,7 +74,8 @@ impl ValueReader {
     /// The next bytes; none at the end. An object that was damaged since the reader was opened is fetched again.
     ///
     /// # Errors
-    /// An object is damaged here and cannot be had from other nodes, or the store fails. The reader is of no use afterwards.
+    /// An object is damaged here and cannot be had from other nodes, or the store fails. The reader is of no use
+    /// afterwards.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
         self.hold.renew()?;
         while self.ahead.len() <= AHEAD_MAX {
