@@ -21,10 +21,14 @@ struct Fetched {
 impl Fetches {
     /// A request leaves.
     pub(super) fn requested(&mut self, node: &Node, holder: Holder, request: &PullRequest) {
-        let fetched = self.0.entry(holder).or_default();
         for object in request.fetches() {
-            assert!(fetched.in_flight.insert(*object), "{} requests {object} for {holder:?} twice at a time", node.id);
             let is_here = !node.disk.missing(&[*object]).contains(object);
+            if !is_here {
+                // It was damaged or given back, and every pull that noticed may ask for it.
+                self.0.values_mut().for_each(|fetched| _ = fetched.stored.remove(object));
+            }
+            let fetched = self.0.entry(holder).or_default();
+            assert!(fetched.in_flight.insert(*object), "{} requests {object} for {holder:?} twice at a time", node.id);
             let is_twice = is_here && fetched.stored.contains(object);
             assert!(!is_twice, "{} requests {object} for {holder:?} again, which it has stored", node.id);
         }
