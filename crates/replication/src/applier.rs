@@ -155,8 +155,17 @@ enum Slot<T> {
     /// It applies entries in the pool.
     Away {
         waiting: VecDeque<ApplyTask<T>>,
+        /// What it has to say of its state before them.
+        before: Box<Before>,
     },
     Broken,
+}
+
+/// A replica before the entries that it applies in the pool.
+struct Before {
+    applied: LogIndex,
+    meaning: ClusterVersion,
+    chain: Option<Chain>,
 }
 
 struct Ready {
@@ -222,7 +231,7 @@ impl<T> Applier<T> {
         let replica = replica_of(&task);
         match (self.slots.get_mut(&replica), task) {
             // Everything waits for a replica that is away, so that no change of the engine meets its writes.
-            (Some(Slot::Away { waiting }), task) => {
+            (Some(Slot::Away { waiting, .. }), task) => {
                 if matches!(task, ApplyTask::Close { .. }) {
                     drop_tasks(std::mem::take(waiting), out);
                 }
@@ -262,7 +271,7 @@ impl<T> Applier<T> {
                         }
                     }
                     None => {
-                        let away = Slot::Away { waiting: VecDeque::new() };
+                        let away = Slot::Away { waiting: VecDeque::new(), before: Box::new(ready.before()) };
                         if let Some(Slot::Ready(ready)) = self.slots.insert(replica, away) {
                             let apply = SlowApply { replica, ready, committed };
                             out.slow.push(Slow::Apply(Box::new(apply)));
@@ -320,7 +329,7 @@ impl<T> Applier<T> {
     pub fn returned(&mut self, wall_ms: u64, returned: Returned<T>, out: &mut Applied<T>) {
         let Returned { replica, ready, result, inputs } = returned;
         let shard = ready.shard;
-        let Some(Slot::Away { waiting }) = self.slots.remove(&replica) else { return };
+        let Some(Slot::Away { waiting, .. }) = self.slots.remove(&replica) else { return };
         match result {
             Ok(()) => {
                 out.inputs.extend(inputs);
@@ -347,19 +356,25 @@ impl<T> Applier<T> {
         self.pins.count()
     }
 
-    /// What a replica says of its state, to be compared with others. `None` while it cannot say: it is loaded,
-    /// applies entries that wait for the disk, or failed.
+    /// What a replica says of its state, to be compared with others: before the entries that it applies in the pool,
+    /// if it does. `None` if it is loaded, or failed.
     pub fn fingerprints(&mut self, replica: ReplicaId) -> Option<Fingerprints> {
-        let Some(Slot::Ready(ready)) = self.slots.get_mut(&replica) else { return None };
-        if let Some(chain) = &mut ready.chain {
+        let (applied, meaning, chain, system) = match self.slots.get_mut(&replica)? {
+            Slot::Ready(ready) => {
+                let system = ready.chain.is_some().then(|| ready.machine.system());
+                (ready.position.index, ready.machine.meaning(), &mut ready.chain, system)
+            }
+            Slot::Away { before, .. } => (before.applied, before.meaning, &mut before.chain, None),
+            Slot::Loading { .. } | Slot::Broken => return None,
+        };
+        if let Some(chain) = chain {
             chain.note_base(self.engine.logged_base(replica));
         }
-        let chain = ready.chain.as_ref();
         Some(Fingerprints {
-            applied: ready.position.index,
-            meaning: ready.machine.meaning(),
-            chain: chain.map(|chain| chain.samples(&ready.machine.system())),
-            bases: chain.map(Chain::bases).unwrap_or_default(),
+            applied,
+            meaning,
+            chain: chain.as_ref().map(|chain| chain.samples(system.as_deref())),
+            bases: chain.as_ref().map(Chain::bases).unwrap_or_default(),
         })
     }
 
@@ -381,6 +396,10 @@ impl<T> Applier<T> {
 }
 
 impl Ready {
+    fn before(&self) -> Before {
+        Before { applied: self.position.index, meaning: self.machine.meaning(), chain: self.chain.clone() }
+    }
+
     /// Answers queries or freezes.
     fn run<T>(
         &mut self,

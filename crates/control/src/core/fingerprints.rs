@@ -57,7 +57,7 @@ impl Said {
     pub fn points(&self) -> impl Iterator<Item = (Point, ChainDigest)> + '_ {
         let Fingerprints { applied, chain, bases, .. } = &self.fingerprints;
         let samples = chain.iter().flat_map(|chain| &chain.samples).map(|(at, digest)| (Point::Sample(*at), *digest));
-        let now = chain.iter().map(|chain| (Point::Now(*applied), chain.now));
+        let now = chain.iter().filter_map(|chain| Some((Point::Now(*applied), chain.now?)));
         samples.chain(now).chain(bases.iter().map(|(fold, manifest)| (Point::Base(*fold), manifest.0)))
     }
 
@@ -89,7 +89,7 @@ impl Said {
             message.begun = begun.0;
             message.copied_plus_one = copied.map_or(0, |copied| copied.0.saturating_add(1));
             message.samples = join(samples.iter().copied());
-            message.now = Bytes::copy_from_slice(now);
+            message.now = now.map_or_else(Bytes::new, |now| Bytes::copy_from_slice(&now));
         }
         encode(&message)
     }
@@ -105,7 +105,10 @@ impl Said {
                 begun: LogIndex(message.begun),
                 copied: message.copied_plus_one.checked_sub(1).map(LogIndex),
                 samples: split(&message.samples)?,
-                now: message.now[..].try_into().map_err(|_| WireError::OutOfRange("points"))?,
+                now: match message.now[..] {
+                    [] => None,
+                    ref now => Some(now.try_into().map_err(|_| WireError::OutOfRange("points"))?),
+                },
             })
         } else {
             None
@@ -177,7 +180,7 @@ mod tests {
             begun: LogIndex(3),
             copied: Some(LogIndex(0)),
             samples: (1..=SAMPLES_MAX as u64).map(|at| (LogIndex(256 * at), [at as u8; 32])).collect(),
-            now: [9; 32],
+            now: Some([9; 32]),
         };
         let bases = vec![(LogIndex(5), ObjectId([7; 32]))];
         let fingerprints =

@@ -318,6 +318,8 @@ fn tasks_wait_for_a_replica_that_is_away_and_reads_only_up_to_a_bound() {
     let writers = [bench.write(1), bench.write(1)];
     assert!(matches!(bench.slow[..], [Slow::Apply(_)]), "one task of entries at a time: {:?}", bench.slow);
     assert!(matches!(bench.applier.contents(REPLICA), Contents::Moving));
+    let applied = |bench: &mut Bench| bench.applier.fingerprints(REPLICA).map(|said| said.applied.0);
+    let before = applied(&mut bench).expect("it is compared while it is away, by what it was before");
     let readers: Vec<_> = (0..4_200).map(|_| bench.read(&get(), LATER_MS)).collect();
     let busy = readers.iter().filter(|reader| matches!(bench.answers.get(reader), Some(Err(RequestError::Busy))));
     assert!((50..200).contains(&busy.count()), "the queue has a bound");
@@ -325,6 +327,7 @@ fn tasks_wait_for_a_replica_that_is_away_and_reads_only_up_to_a_bound() {
     assert!(bench.answers[&writers[0]].is_ok() && !bench.answers.contains_key(&writers[1]));
     bench.do_all_slow();
     assert!(bench.answers[&writers[1]].is_ok() && readers.iter().all(|reader| bench.answers.contains_key(reader)));
+    assert_eq!(applied(&mut bench), Some(before + 2));
 }
 
 #[test]

@@ -13,7 +13,7 @@ const RIGHT: [u8; 32] = [1; 32];
 const WRONG: [u8; 32] = [9; 32];
 
 fn said(applied: u64, digest: [u8; 32]) -> Said {
-    let chain = ChainSamples { begun: LogIndex(3), copied: None, samples: Vec::new(), now: digest };
+    let chain = ChainSamples { begun: LogIndex(3), copied: None, samples: Vec::new(), now: Some(digest) };
     let meaning = ClusterVersion::CHAINS;
     let chain = Some(chain);
     Said::here(Fingerprints { applied: LogIndex(applied), meaning, chain, bases: Vec::new() })

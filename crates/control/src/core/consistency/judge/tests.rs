@@ -6,7 +6,7 @@ use super::*;
 /// Node `id` with replica `10 + id`, which has applied everything itself up to entry 300.
 fn voter(id: u64) -> Voter {
     let chain =
-        ChainSamples { begun: LogIndex(3), copied: None, samples: vec![(LogIndex(256), [1; 32])], now: [2; 32] };
+        ChainSamples { begun: LogIndex(3), copied: None, samples: vec![(LogIndex(256), [1; 32])], now: Some([2; 32]) };
     let fingerprints = Fingerprints {
         applied: LogIndex(300),
         meaning: ClusterVersion::CHAINS,
@@ -28,7 +28,7 @@ fn chain(voter: &mut Voter) -> &mut ChainSamples {
 fn diverge(voter: &mut Voter, digest: u8) {
     let chain = chain(voter);
     chain.samples[0].1 = [digest; 32];
-    chain.now = [digest; 32];
+    chain.now = Some([digest; 32]);
 }
 
 fn three() -> [Voter; 3] {
@@ -64,7 +64,7 @@ fn voters_that_agree_wherever_they_can_be_compared_are_equal() {
     let mut voters = three();
     // It is a little behind, and has made another fold last.
     fingerprints(&mut voters[1]).applied = LogIndex(299);
-    chain(&mut voters[1]).now = [77; 32];
+    chain(&mut voters[1]).now = Some([77; 32]);
     fingerprints(&mut voters[1]).bases[0].0 = LogIndex(50);
     let equal = Judgement::Equal { index: LogIndex(256), fold: None, agreed: Agreed::default() };
     assert_eq!(judge(&voters, Agreed::default()), equal, "a sample of both");
@@ -118,7 +118,7 @@ fn the_odd_one_of_three_is_convicted_whatever_it_differs_in() {
     assert!(voters[1].said.as_ref().is_some_and(|said| said.is_refuted_by(&evidence)));
     // In its sessions only: nothing that its entries wrote.
     let mut voters = three();
-    chain(&mut voters[0]).now = [9; 32];
+    chain(&mut voters[0]).now = Some([9; 32]);
     assert_eq!(convicted(&voters, Agreed::default()), Some(ReplicaId(11)));
     // In a record that its engine lost.
     let mut voters = three();
@@ -189,7 +189,7 @@ fn what_all_have_in_common_makes_copies_witnesses() {
     }
     chain(&mut voters[2]).copied = Some(LogIndex(90));
     chain(&mut voters[1]).samples[1].1 = [9; 32];
-    chain(&mut voters[1]).now = [9; 32];
+    chain(&mut voters[1]).now = Some([9; 32]);
     assert_eq!(convicted(&voters, Agreed::default()), Some(ReplicaId(12)));
     chain(&mut voters[2]).copied = Some(LogIndex(100));
     assert_alarm(&voters, Agreed::default(), "copies");
@@ -204,7 +204,7 @@ fn a_fold_after_a_copy_makes_it_a_witness_for_every_later_leader() {
     }
     chain(&mut voters[2]).copied = Some(LogIndex(100));
     chain(&mut voters[1]).samples[1].1 = [9; 32];
-    chain(&mut voters[1]).now = [9; 32];
+    chain(&mut voters[1]).now = Some([9; 32]);
     assert_eq!(convicted(&voters, Agreed::default()), Some(ReplicaId(12)));
     // Its base is not made yet.
     fingerprints(&mut voters[0]).bases.clear();
