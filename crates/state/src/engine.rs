@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// Checkpoints installed between two garbage collections: a checkpoint that only adds a run leaves little
-/// garbage. A compaction triggers one too.
+/// garbage. A compaction triggers one too, and so do the values that were stored.
 const INSTALLS_PER_COLLECTION: u32 = 16;
 
 /// The state of every replica on a node, in one folder: objects in `objects`, the view in `view`.
@@ -51,8 +51,8 @@ const INSTALLS_PER_COLLECTION: u32 = 16;
 pub struct Engine {
     pub(crate) options: Options,
     pub(crate) objects: Arc<ObjectStore>,
-    /// Bytes that uploads have stored since the last collection.
-    pub(crate) uploaded_bytes: AtomicU64,
+    /// Bytes of values that were stored since the last collection.
+    stored_bytes: AtomicU64,
     /// `None` after `close`.
     view: RwLock<Option<View>>,
     replicas: RwLock<HashMap<ReplicaId, Arc<Replica>>>,
@@ -84,7 +84,7 @@ impl Engine {
         Ok(Self {
             options,
             objects,
-            uploaded_bytes: AtomicU64::new(0),
+            stored_bytes: AtomicU64::new(0),
             view: RwLock::new(Some(view)),
             replicas: RwLock::default(),
             last_opened: Mutex::new(Instant::now()),
@@ -161,7 +161,7 @@ impl Engine {
     /// collection.
     pub(crate) fn collect(&self) -> Result<(), EngineError> {
         self.objects.end_due_uploads(Instant::now());
-        self.uploaded_bytes.store(0, Ordering::Relaxed);
+        self.stored_bytes.store(0, Ordering::Relaxed);
         let grace = number(Place::ObjectsGrace).map(|ms| Duration::from_millis(ms.unsigned_abs()));
         let settled = self.last_opened.lock().elapsed() >= grace.unwrap_or(self.options.inherited_grace);
         let scope = if settled { Scope::All } else { Scope::SinceOpen };
@@ -172,6 +172,15 @@ impl Engine {
             Err(error) => tracing::warn!(%error, "garbage collection of objects failed"),
         }
         Ok(())
+    }
+
+    /// An object of a value was stored.
+    pub(crate) fn count_stored(&self, bytes: &[u8]) {
+        self.stored_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    }
+
+    fn is_collection_due(&self) -> bool {
+        self.stored_bytes.load(Ordering::Relaxed) >= self.options.collection_bytes
     }
 
     fn skip_fold(&self) {
@@ -356,7 +365,8 @@ impl StateEngine for Engine {
         let drops_tables = built.drops_tables;
         *work = None;
         drop(work);
-        if drops_tables || self.installs.fetch_add(1, Ordering::Relaxed).is_multiple_of(INSTALLS_PER_COLLECTION) {
+        let is_turn = self.installs.fetch_add(1, Ordering::Relaxed).is_multiple_of(INSTALLS_PER_COLLECTION);
+        if drops_tables || is_turn || self.is_collection_due() {
             self.collect()?;
         }
         Ok(())
@@ -473,6 +483,7 @@ impl StateEngine for Engine {
     fn import_part(&self, object: ObjectId, bytes: Bytes, children: &[ObjectId]) -> Result<(), EngineError> {
         self.objects.import_compressible(object, &bytes, children).map_err(failure::of_objects)?;
         self.objects.unpin(object);
+        self.count_stored(&bytes);
         Ok(())
     }
 
@@ -481,7 +492,8 @@ impl StateEngine for Engine {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
-        self.objects.sync().map_err(failure::of_objects)
+        self.objects.sync().map_err(failure::of_objects)?;
+        if self.is_collection_due() { self.collect() } else { Ok(()) }
     }
 
     fn scrub(&self, bytes_max: u64) -> Result<Scrubbed, EngineError> {

@@ -32,9 +32,9 @@ pub struct Options {
     /// Objects left by an earlier process are garbage-collected only when no replica was opened for this
     /// long: until then a replica that needs them may still be opened.
     pub inherited_grace: Duration,
-    /// Bytes that uploads store between two collections of objects, at most: they may all be garbage, of values
-    /// that nobody wrote in the end, and no checkpoint need follow, which collects too. A few segments.
-    pub uploaded_bytes_max: u64,
+    /// Bytes of values that uploads and pulls store between two collections of objects, about: as many may have
+    /// become garbage meanwhile, of values that were overwritten or that nobody wrote in the end. A segment.
+    pub collection_bytes: u64,
     /// Bounds of the object store.
     pub objects: flotilla_objects::Options,
 }
@@ -74,7 +74,7 @@ impl Default for Options {
             tier_bytes_min: 4 << 20,
             runs_max: 48,
             inherited_grace: Duration::from_secs(300),
-            uploaded_bytes_max: 256 << 20,
+            collection_bytes: 32 << 20,
             objects: flotilla_objects::Options::default(),
         }
     }

@@ -1,12 +1,9 @@
 //! The objects of large values, which gateways store for uploads.
 
-use std::{
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use flotilla_storage::{EngineError, UploadError, ValueObjects};
+use flotilla_storage::{EngineError, StateEngine, UploadError, ValueObjects};
 use flotilla_types::ObjectId;
 
 use crate::{Engine, failure};
@@ -27,14 +24,12 @@ impl ValueObjects for Engine {
     fn store(&self, upload: u64, object: ObjectId, bytes: Bytes, children: &[ObjectId]) -> Result<(), UploadError> {
         let stored = self.objects.import_for_upload(upload, Instant::now(), object, &bytes, children);
         stored.map_err(failure::of_upload)?;
-        self.uploaded_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.count_stored(&bytes);
         Ok(())
     }
 
     fn sync(&self) -> Result<(), EngineError> {
-        self.objects.sync().map_err(failure::of_objects)?;
-        let is_due = self.uploaded_bytes.load(Ordering::Relaxed) >= self.options.uploaded_bytes_max;
-        if is_due { self.collect() } else { Ok(()) }
+        StateEngine::sync(self)
     }
 
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
@@ -49,7 +44,7 @@ impl ValueObjects for Engine {
 #[cfg(test)]
 mod tests {
     use flotilla_objects::{UploadBounds, UploadUsage};
-    use flotilla_storage::{StateEngine, conformance};
+    use flotilla_storage::conformance;
 
     use super::*;
     use crate::{
@@ -119,7 +114,7 @@ mod tests {
     #[test]
     fn what_uploads_left_behind_is_collected_without_a_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
-        let engine = Engine::open(dir.path(), Options { uploaded_bytes_max: 300 << 10, ..small() }).unwrap();
+        let engine = Engine::open(dir.path(), Options { collection_bytes: 300 << 10, ..small() }).unwrap();
         for n in 0..400 {
             // Nobody ends them.
             engine.begin_upload(1, MINUTE).unwrap();
