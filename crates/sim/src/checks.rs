@@ -456,10 +456,11 @@ impl Checks {
     }
 
     /// Records that a disk is rolled back to an older copy, which peers can notice: a replica that made
-    /// promises since may send nothing more.
+    /// promises since may send nothing more. One that was destroyed since is there again, to be destroyed.
     pub(crate) fn rolled_back(&mut self, copy: &Disk) {
         for (id, log) in copy.replicas().expect("a log in memory") {
             let Some(known) = self.replicas.get_mut(&id) else { continue };
+            known.destroyed = false;
             let conf = &log.checkpoint.position.conf;
             let alone = conf.voters == [id] && !conf.is_joint();
             let last = known.terms.last_key_value().map(|(index, _)| *index).unwrap_or_default();
