@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use flotilla_types::{NodeId, ReplicaDescriptor, ReplicaRole, ShardId};
 
 use crate::{
-    Decision, Limits, NonDecision, Planning, Reason, Rejected,
+    Decision, Limits, NonDecision, Planning, Reason, Rejected, Rejection,
     plan::{NodeStatus, Plan, PlanReplica, PlanShard},
     planner::Planner,
 };
@@ -110,7 +110,14 @@ impl Planning {
                     (Fate::Goes { to: *to, reason: *reason }, rejected.clone())
                 }
                 (None, Some((_, reason))) => (Fate::Stuck { reason: *reason }, planner.none_admitted(&held, replica)),
-                (None, None) => (Fate::Stays, planner.rejected_for_moves(shard, replica, limits.balance_threshold)),
+                (None, None) => {
+                    let mut rejected = planner.rejected_for_moves(shard, replica, limits.balance_threshold);
+                    if self.is_pinned(shard.id) {
+                        let free = rejected.iter_mut().filter(|rejected| rejected.why == Rejection::Later);
+                        free.for_each(|rejected| rejected.why = Rejection::PlacedByOperator);
+                    }
+                    (Fate::Stays, rejected)
+                }
             };
             let phase = if votes(shard, replica) { ReplicaPhase::InPlace } else { ReplicaPhase::Arriving };
             planner.describe(replica, phase, fate, rejected)

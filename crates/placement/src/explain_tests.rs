@@ -30,6 +30,19 @@ fn why(explanation: &Explanation, on: u64, node: u64) -> Option<Rejection> {
     replica.rejected.iter().find(|rejected| rejected.node == NodeId(node)).map(|rejected| rejected.why)
 }
 
+#[test]
+fn a_shard_that_an_operator_placed_says_so_of_nodes_that_could_take_it() {
+    let nodes = vec![node(1, "a"), node(2, "b"), node(3, "c"), node(4, "d")];
+    let input = input(nodes, (1..=6).map(|id| shard(id, 3, &[1, 2, 3])).collect());
+    let mut planning = planning(&input);
+    let limits = Limits { moves_max: 0, ..input.limits() };
+    let on_1 = |planning: &Planning, node| why(&planning.explain(ShardId(2), limits).expect("a shard"), 1, node);
+    assert_eq!(on_1(&planning, 4), Some(Rejection::Later));
+    planning.set_pinned(BTreeSet::from([ShardId(2)]));
+    assert_eq!(on_1(&planning, 4), Some(Rejection::PlacedByOperator));
+    assert_eq!(on_1(&planning, 2), Some(Rejection::HoldsReplica));
+}
+
 fn some(ids: &[u64], total: usize) -> Shards {
     Shards { first: ids.iter().copied().map(ShardId).collect(), total }
 }

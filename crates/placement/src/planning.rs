@@ -121,6 +121,10 @@ impl Planning {
         }
     }
 
+    pub(crate) fn is_pinned(&self, shard: ShardId) -> bool {
+        self.pinned.contains(&shard)
+    }
+
     /// Plans the next changes, as [`crate::plan`] does.
     pub fn plan(&mut self, limits: Limits) -> Plan {
         let mut planner = Planner::with_counts(&self.nodes, self.counts.clone());

@@ -88,6 +88,8 @@ pub enum Rejection {
     MetadataGroup,
     /// The shard will get more replicas once there are more nodes, and is not moved before.
     WaitsForNodes,
+    /// An operator placed the shard a while ago, or has paused a move of it.
+    PlacedByOperator,
     /// Nothing speaks against it: other moves come first, or none are made now.
     Later,
 }
@@ -107,6 +109,7 @@ impl Rejection {
             Self::WithinThreshold { .. } => "within_threshold",
             Self::MetadataGroup => "metadata_group",
             Self::WaitsForNodes => "waits_for_nodes",
+            Self::PlacedByOperator => "placed_by_operator",
             Self::Later => "later",
         }
     }

@@ -185,6 +185,7 @@ fn rejected_to_wire(rejected: &[Rejected]) -> Vec<Bytes> {
             Rejection::MetadataGroup => 8,
             Rejection::WaitsForNodes => 9,
             Rejection::Later => 10,
+            Rejection::PlacedByOperator => 11,
         };
         encode(&wire)
     };
@@ -205,6 +206,7 @@ fn rejected_from_bytes(bytes: Bytes) -> Result<Option<Rejected>, WireError> {
         8 => Some(Rejection::MetadataGroup),
         9 => Some(Rejection::WaitsForNodes),
         10 => Some(Rejection::Later),
+        11 => Some(Rejection::PlacedByOperator),
         _ => None,
     };
     Ok(why.map(|why| Rejected { node: NodeId(node), why }))
@@ -373,6 +375,7 @@ mod tests {
             Rejection::WithinThreshold { difference: -5, limit: 1_000 },
             Rejection::MetadataGroup,
             Rejection::WaitsForNodes,
+            Rejection::PlacedByOperator,
             Rejection::Later,
         ];
         let all = statuses.into_iter().chain(others);

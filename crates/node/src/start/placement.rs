@@ -201,6 +201,7 @@ fn alternative(rejected: &Rejected, from: Option<NodeId>, meta: &MetaState) -> A
         }
         Rejection::MetadataGroup => "the metadata group is not moved for balance".to_owned(),
         Rejection::WaitsForNodes => "the shard waits for more nodes, and grows then".to_owned(),
+        Rejection::PlacedByOperator => "an operator placed the shard lately, or has paused a move of it".to_owned(),
         Rejection::Later => "could take it; other moves come first, or none are made now".to_owned(),
     };
     Alternative { node, reason: why.name().to_owned(), detail }
