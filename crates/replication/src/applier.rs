@@ -250,9 +250,6 @@ impl<T> Applier<T> {
             }
             (_, ApplyTask::Open { shard, checkpoint, replaces, .. }) => {
                 self.pins.end_all_of(replica);
-                if !replaces {
-                    self.engine.claim(replica, &checkpoint);
-                }
                 let machines = self.machines.clone();
                 out.loads.push(Load { replica, shard, checkpoint, replaces, failures: 0, machines });
                 self.slots.insert(replica, Slot::Loading { next: None, waiting: VecDeque::new() });

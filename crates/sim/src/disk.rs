@@ -204,10 +204,6 @@ impl Log for Disk {
 }
 
 impl StateEngine for Disk {
-    fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint) {
-        self.engine.claim(replica, checkpoint);
-    }
-
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         self.check_io()?;
         self.engine.open(replica, checkpoint)

@@ -256,10 +256,6 @@ impl Drop for Engine {
 }
 
 impl StateEngine for Engine {
-    fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint) {
-        self.objects.hold(Holder::Checkpoint(replica), checkpoint.objects());
-    }
-
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         self.replace(replica, checkpoint, false)?;
         self.expect(&checkpoint.objects().collect::<Vec<_>>());

@@ -241,15 +241,11 @@ pub fn successor(key: &[u8]) -> Bytes {
 /// - Objects that the durable checkpoint of an open replica names are never deleted. Neither are objects built
 ///   since, until the next `install_checkpoint`, or objects that a holder named by [`hold`](Self::hold).
 ///   Holders are kept in memory only.
-/// - After a crash the host first calls [`claim`](Self::claim) with the durable checkpoint of every replica:
-///   replicas share objects, and opening is slow.
+/// - After a crash the host first calls [`hold`](Self::hold) with the objects of the durable checkpoint of every
+///   replica, for [`Holder::Checkpoint`]: replicas share objects, and opening is slow.
 /// - After a crash the host calls [`open`](Self::open) with the durable checkpoint and then repeats all later
 ///   writes; the result equals a replica that never crashed.
 pub trait StateEngine: Send + Sync + 'static {
-    /// Keeps the objects of a replica's durable checkpoint from now on; [`open`](Self::open) will follow.
-    /// Memory only.
-    fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint);
-
     /// Opens a replica with the records of its durable checkpoint.
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError>;
 

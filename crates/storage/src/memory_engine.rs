@@ -160,10 +160,6 @@ impl MemoryEngine {
 }
 
 impl StateEngine for MemoryEngine {
-    fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint) {
-        self.store.lock().hold(Holder::Checkpoint(replica), checkpoint.objects().collect());
-    }
-
     fn open(&self, id: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         let state = {
             let mut store = self.store.lock();

@@ -152,6 +152,11 @@ impl<T> Core<T> {
             reads: ReadCounts::default(),
             stepping_down: false,
         };
+        // All at first: what one replica lets go of, another one may need.
+        effects.holds.extend(recovered.iter().map(|(replica, state)| Hold {
+            holder: Holder::Checkpoint(*replica),
+            objects: state.checkpoint.objects().collect(),
+        }));
         for (replica, state) in recovered {
             core.add_replica(replica, &state, true, effects);
             if let Err(error) = core.recover_log_refs(replica, (state.truncated.0, state.last), effects) {

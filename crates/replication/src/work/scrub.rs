@@ -196,10 +196,9 @@ mod tests {
         for (id, body) in runs.iter().zip(bodies) {
             engine.import(*id, body.into(), &[]).expect("its bytes");
         }
-        engine.claim(
-            REPLICA,
-            &Checkpoint { position, system: None, tables: Tables::Pieces { base: Vec::new(), runs: runs.clone() } },
-        );
+        let checkpoint =
+            Checkpoint { position, system: None, tables: Tables::Pieces { base: Vec::new(), runs: runs.clone() } };
+        engine.hold(Holder::Checkpoint(REPLICA), &checkpoint.objects().collect::<Vec<_>>());
         (engine, runs)
     }
 

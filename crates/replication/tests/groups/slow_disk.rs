@@ -101,10 +101,6 @@ impl Engine {
 }
 
 impl StateEngine for Engine {
-    fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint) {
-        self.memory.claim(replica, checkpoint);
-    }
-
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         self.memory.open(replica, checkpoint)
     }

@@ -296,7 +296,7 @@ fn random_histories_keep_what_is_reachable(open: Open<'_>, seed: u64) {
             _ if choices.below(3) == 0 => {
                 drop(engine);
                 engine = open();
-                engine.claim(REPLICA, &durable);
+                engine.hold(Holder::Checkpoint(REPLICA), &durable.objects().collect::<Vec<_>>());
                 for (index, _, value) in &log {
                     engine.hold(entry(*index), &value.iter().map(|(_, root)| *root).collect::<Vec<_>>());
                 }

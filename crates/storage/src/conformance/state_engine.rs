@@ -697,8 +697,9 @@ fn objects_claimed_by_a_replica_not_yet_open_are_kept(open: &mut Storage<'_>) {
     test.engine = None;
     // Both are claimed after a restart, and one of them is destroyed before the other is open.
     let engine = (test.storage.open)();
-    engine.claim(test.replica, &shared);
-    engine.claim(twin, &shared);
+    for replica in [test.replica, twin] {
+        engine.hold(Holder::Checkpoint(replica), &shared.objects().collect::<Vec<_>>());
+    }
     engine.open(test.replica, &shared).expect("an intact replica opens");
     engine.destroy(test.replica).expect("an open replica is destroyed");
     engine.open(twin, &shared).expect("its objects are still here");
