@@ -330,7 +330,7 @@ fn what_nothing_refers_to_goes() {
 
 /// What a restarted node holds at once, before anything of it runs: else the first collection takes it.
 #[test]
-fn a_start_holds_what_the_entries_of_the_log_refer_to() {
+fn a_start_holds_what_checkpoints_and_the_entries_of_the_log_refer_to() {
     for seed in seeds(3) {
         let mut world = at_version(seed);
         for round in 0..6_u8 {
@@ -342,13 +342,14 @@ fn a_start_holds_what_the_entries_of_the_log_refer_to() {
             let log = world.nodes[&node].log.reopen();
             let mut expected = BTreeMap::new();
             for (replica, state) in log.replicas().unwrap() {
+                expected.insert(Holder::Checkpoint(replica), state.checkpoint.objects().collect());
                 let entries = log.entries(replica, state.truncated.0.next(), state.last.next(), usize::MAX).unwrap();
                 for entry in entries.iter().filter(|entry| !refs_of(entry).is_empty()) {
                     let objects: BTreeSet<_> = refs_of(entry).ids().collect();
                     expected.insert(Holder::Log { replica, index: entry.index, term: entry.term }, objects);
+                    found += 1;
                 }
             }
-            found += expected.len();
             let mut effects = Effects::<u64>::default();
             let config = world.config.clone();
             Core::open(node, Incarnation(1_000), config, Arc::new(log), seed, &mut effects).unwrap();
