@@ -94,6 +94,17 @@ pub struct CompactionDue {
     pub made: bool,
 }
 
+/// What a replica gives up when its shard is split.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SplitOff {
+    /// The first key that it gives up. It keeps those of [`KeyRange::internal`], which the new replica gets as well.
+    pub at: Bytes,
+    /// The position of the new replica's first checkpoint.
+    pub position: Position,
+    /// The own state of the new replica's state machine.
+    pub system: Bytes,
+}
+
 /// Folds that the logs of shards have ordered, since the engine was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FoldCounts {
@@ -282,6 +293,24 @@ pub trait StateEngine: Send + Sync + 'static {
     /// that position. Returns `false`, changing nothing, until the checkpoint of an earlier frozen memtable
     /// is installed. An empty memtable may be frozen too: a forced checkpoint moves the position.
     fn freeze(&self, replica: ReplicaId, position: Position, system: Bytes) -> Result<bool, EngineError>;
+
+    /// As [`freeze`](Self::freeze), where the shard is split: from now on the replica's records are those below
+    /// `split.at` and those of [`KeyRange::internal`]. The host writes no others. Folds pinned from now on leave the
+    /// others out; reads may still find them, until they are left out of the checkpoint that `build` makes. Copies no
+    /// record.
+    fn freeze_split(
+        &self,
+        replica: ReplicaId,
+        position: Position,
+        system: Bytes,
+        split: SplitOff,
+    ) -> Result<bool, EngineError>;
+
+    /// The first checkpoint of the new replica, after [`build`](Self::build) has returned the one of the memtable that
+    /// [`freeze_split`](Self::freeze_split) has frozen: the same tables, clipped to what the other gave up. `None`
+    /// if that memtable was frozen otherwise. Its objects stay until the other's checkpoint is installed; hold them
+    /// before.
+    fn built_split(&self, replica: ReplicaId) -> Option<Checkpoint>;
 
     /// Writes the frozen memtable as objects and returns the checkpoint that names them, in this format or a
     /// later one that the replica's checkpoint has already. Slow: reads and writes disk. After an error the

@@ -24,7 +24,7 @@ mod value_objects;
 pub use bounds::ReplicaBounds;
 pub use engine::{
     CompactionDue, DAMAGED_NAMED_MAX, DamagedReplica, EngineError, Fold, FoldCounts, InMemory, ListRefs, ScanBounds,
-    ScanPage, Scrubbed, StateEngine, StateReader, Usage, WriteSet, successor,
+    ScanPage, Scrubbed, SplitOff, StateEngine, StateReader, Usage, WriteSet, successor,
 };
 pub use log::{Log, LogBatch, LogError, LogEvidence, PeerSequence, ReplicaLog, ReplicaWrite};
 pub use machine::{

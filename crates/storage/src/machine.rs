@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flotilla_types::{ClusterVersion, LogIndex, Refs, ShardDescriptor, Term, Timestamp};
+use flotilla_types::{ClusterVersion, KeyRange, LogIndex, Refs, ShardDescriptor, Term, Timestamp};
 
 use crate::{EngineError, StateReader, WriteSet};
 
@@ -183,6 +183,19 @@ pub trait StateMachine: Send + 'static {
     /// shard that no client writes to.
     fn upkeep_due_ms(&self) -> Option<u64> {
         None
+    }
+
+    /// Gives up the keys of `right`, the upper end of the shard's range, to a new shard, and returns the own state of
+    /// that shard's machine, for its first checkpoint. Called in the log's order, on every replica at the same entry;
+    /// `records` has the records of both halves as of that entry, and loses those of `right` after the call, but for
+    /// the machine's own ([`KeyRange::internal`]): both shards have all of these.
+    ///
+    /// It may read every record of `right`, so the host calls it where it may wait for the disk.
+    ///
+    /// # Errors
+    /// As for [`apply`](Self::apply). A machine whose shard is never split keeps this default.
+    fn split(&mut self, _right: &KeyRange, _records: &dyn StateReader) -> Result<Bytes, MachineError> {
+        Err(MachineError::Corrupt("a shard was split whose state machine cannot be"))
     }
 
     /// The machine's own state, for a checkpoint. Equal states give equal bytes.
