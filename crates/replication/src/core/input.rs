@@ -251,6 +251,8 @@ pub enum Input<T> {
         replica: ReplicaId,
         /// The checkpoint.
         checkpoint: Option<Checkpoint>,
+        /// If its shard was split there: the first checkpoint of the replica that is split off.
+        split: Option<Checkpoint>,
     },
     /// The engine has installed a checkpoint that was built here.
     CheckpointInstalled {

@@ -108,7 +108,10 @@ impl Job {
                 },
             },
             Self::Build { replica, format, failures } => match engine.build(replica, format) {
-                Ok(checkpoint) => JobResult::Report(Input::Built { replica, checkpoint: Some(checkpoint) }),
+                Ok(checkpoint) => {
+                    let split = engine.built_split(replica);
+                    JobResult::Report(Input::Built { replica, checkpoint: Some(checkpoint), split })
+                }
                 // Destroyed in the meantime.
                 Err(EngineError::NotOpen(_)) => JobResult::Done,
                 Err(error) if damage::is_known(engine, replica, &error) => {

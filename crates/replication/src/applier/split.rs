@@ -1,0 +1,45 @@
+//! The entry that splits a shard: what the machine gives up, and the position of the new replica.
+//!
+//! Invariant: both halves follow from the log alone, so all replicas of the new shard begin alike.
+
+use flotilla_consensus::Split;
+use flotilla_storage::{MachineError, SplitOff, StateEngine};
+use flotilla_types::{KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, Term};
+
+use super::{Ready, join_system};
+
+/// The position of a new shard's first checkpoint, as that of one that is founded.
+const FIRST: (LogIndex, Term) = (LogIndex(1), Term(1));
+
+impl Ready {
+    /// Splits the machine, and freezes what the checkpoints of both halves begin with. The core has seen to it that no
+    /// other checkpoint is being made.
+    pub(super) fn split(
+        &mut self,
+        replica: ReplicaId,
+        split: &Split,
+        before: &ShardDescriptor,
+        engine: &dyn StateEngine,
+    ) -> Result<(), MachineError> {
+        let Ok((_, descriptor)) = split.halves(before) else { return Ok(()) };
+        // Every replica that the descriptor names has one in the new shard. One that it does not name yet is a
+        // learner, with which no split applies.
+        let child = split.child_of(replica).unwrap_or(ReplicaId::NONE);
+        if let Some(chain) = &mut self.chain {
+            chain.note_base(engine.logged_base(replica));
+        }
+        let right = KeyRange { start: split.at.clone(), end: before.range.end.clone() };
+        let machine = self.machine.split(&right, &*self.reader)?;
+        let chain = self.chain.as_ref().map(|chain| chain.split_off(descriptor.shard, FIRST.0));
+        let system = join_system(self.clock, (chain.as_ref(), child), &machine);
+        let (index, term) = FIRST;
+        let position = Position { index, term, conf: split.conf(), descriptor };
+        let split_off = SplitOff { at: split.at.clone(), position, system };
+        let system = join_system(self.clock, (self.chain.as_ref(), replica), &self.machine.system());
+        if engine.freeze_split(replica, self.position.clone(), system, split_off)? {
+            Ok(())
+        } else {
+            Err(MachineError::Corrupt("a shard was split while a checkpoint of it was made"))
+        }
+    }
+}
