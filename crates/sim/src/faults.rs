@@ -244,6 +244,7 @@ impl World {
             Fault::RangeChange => self.change_range(which)?,
             Fault::Drain => self.drain(id)?,
             Fault::Move => self.move_replica(which)?,
+            Fault::Split => self.split_shard(which)?,
         })
     }
 
@@ -315,6 +316,27 @@ impl World {
         let (intent_version, reason) = (record.intent_version, OperationReason::Operator);
         self.order(MetaCommand::MoveReplica { shard, replica, to, intent_version, reason }, FollowUp::Nothing);
         Some(Active::Moving(shard, which))
+    }
+
+    /// Orders the split of a shard at a key of the clients or beside one, once shards can be split.
+    fn split_shard(&mut self, which: u64) -> Option<Active> {
+        let meta = self.newest_metadata()?;
+        if meta.cluster_version() < ClusterVersion::SPLITS {
+            return None;
+        }
+        let pick = |number: u64, of: usize| number as usize % of.max(1);
+        let shards: Vec<_> = meta.shards().filter(|shard| shard.id != ShardId::META).collect();
+        let record = *shards.get(pick(which, shards.len()))?;
+        let collection = meta.collections().find(|collection| collection.id == record.collection)?;
+        let keys = keys_apart().map(|key| collection.record_key(key.as_bytes()).into_bytes());
+        let buckets = (0..collection.buckets).map(|bucket| RecordKey::new(collection.id, Bucket(bucket), &[]).into_bytes());
+        let range = &record.descriptor.range;
+        let points: Vec<_> = keys.chain(buckets).filter(|at| *at > range.start && range.contains(at)).collect();
+        let at = points.get(pick(which >> 8, points.len()))?.clone();
+        let (shard, epoch) = (record.id, record.descriptor.epoch);
+        self.note(format!("{shard} is ordered to split at {at:?}"));
+        self.order(MetaCommand::SplitShard { shard, at, epoch }, FollowUp::Nothing);
+        Some(Active::Nothing)
     }
 
     /// Leaves a move alone, cancels it, or pauses it for a while.

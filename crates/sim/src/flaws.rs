@@ -122,6 +122,10 @@ impl StateMachine for Flawed {
         self.machine.upkeep_due_ms()
     }
 
+    fn split(&mut self, right: &KeyRange, records: &dyn StateReader) -> Result<Bytes, MachineError> {
+        self.machine.split(right, records)
+    }
+
     fn system(&self) -> Bytes {
         self.machine.system()
     }

@@ -125,11 +125,13 @@ pub enum Fault {
     Flaw,
     /// An operator moves a replica to another node, and may pause and resume, or cancel, the move.
     Move,
+    /// An operator splits a shard.
+    Split,
 }
 
 impl Fault {
     /// Every kind but [`Fault::RangeChange`], [`Fault::Drain`], [`Fault::ObjectRots`], [`Fault::SlowSource`],
-    /// [`Fault::Flaw`] and [`Fault::Move`], which are drawn apart.
+    /// [`Fault::Flaw`], [`Fault::Move`] and [`Fault::Split`], which are drawn apart.
     /// The order matters: seeds draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
@@ -252,6 +254,9 @@ impl Plan {
         }
         if rng.random_bool(0.4) {
             plan.add_some(&mut rng, Fault::Move, [50, 300, 1_500]);
+        }
+        if rng.random_bool(0.5) {
+            plan.add_some(&mut rng, Fault::Split, [50, 300, 1_500]);
         }
         plan
     }

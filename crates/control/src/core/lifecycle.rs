@@ -93,6 +93,13 @@ impl Lifecycle {
                 actions.push(Action::Destroy { replica });
             }
         }
+        // Those of shards that are about to be split off may have been here, and the metadata does not know yet.
+        for (shard, replica) in fresh.planned_children_on(node) {
+            if !is_here(here, shard, replica) && self.lost.insert(replica) {
+                self.unsettled.insert(shard);
+                actions.push(Action::Destroy { replica });
+            }
+        }
         actions.push(Action::TrustFolder);
         actions
     }
@@ -116,9 +123,11 @@ impl Lifecycle {
                 }
                 Some((record, replica)) if !is_here(view.replicas, shard, replica) => {
                     settled = false;
-                    let founding = record.is_initial(replica);
-                    let descriptor = if founding { &record.initial } else { &record.descriptor };
-                    actions.push(Action::Create { replica, descriptor: descriptor.clone(), founding });
+                    if !self.comes_of_split(view.replicas, record) {
+                        let founding = record.is_initial(replica);
+                        let descriptor = if founding { &record.initial } else { &record.descriptor };
+                        actions.push(Action::Create { replica, descriptor: descriptor.clone(), founding });
+                    }
                 }
                 _ => {}
             }
@@ -140,6 +149,14 @@ impl Lifecycle {
         actions.append(&mut repairs);
         actions.append(&mut proposals);
         actions
+    }
+
+    /// Whether a replica of a shard that was split off comes out of a replica here, which has not come to the split.
+    fn comes_of_split(&self, here: &Replicas, record: &ShardRecord) -> bool {
+        record.parent.is_some_and(|parent| {
+            let mut usable = here.of_shard(parent).filter(|replica| !self.lost.contains(&replica.replica));
+            usable.any(|replica| replica.descriptor.range.contains(&record.descriptor.range.start))
+        })
     }
 
     /// The next step towards a replacement of a damaged replica.

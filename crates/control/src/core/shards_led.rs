@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_membership::NodeState;
-use flotilla_meta::{MetaCommand, MetaState, NodeState as AdminState, OperationState};
-use flotilla_replication::{ConfChange, ReplicaStatus};
+use flotilla_meta::{MetaCommand, MetaState, NodeState as AdminState, OperationRecord, OperationState, ShardRecord};
+use flotilla_replication::{ConfChange, ReplicaStatus, ShardChange, Split};
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
 use super::{
@@ -96,8 +96,12 @@ impl Reconciler for ShardsLed {
             let paused = paused_replicas(view.meta, shard);
             let next = next_shard_step(replica.replica, view.me.node, group, &record.intent, &paused, may_lead);
             let must_wait = unreported && next != ShardStep::Change(ConfChange::LeaveJoint);
-            if changes || unreported || next != ShardStep::Nothing {
+            if changes || unreported || next != ShardStep::Nothing || record.split.is_some() {
                 self.unsettled.insert(shard);
+            }
+            if next == ShardStep::Nothing && !unreported {
+                let split = planned_split(view.meta, replica, record);
+                actions.extend(split.map(|change| Action::ChangeShard { shard, change }));
             }
             match next {
                 _ if must_wait => {}
@@ -132,6 +136,21 @@ impl Reconciler for ShardsLed {
             self.has_authority.extend(self.asked.remove(&node));
         }
     }
+}
+
+/// The split that an operator has ordered, led by the new shard's replica here, unless it is paused.
+fn planned_split(meta: &MetaState, leader: &ReplicaStatus, record: &ShardRecord) -> Option<ShardChange> {
+    let planned = record.split.as_ref()?;
+    let is_paused = |operation: &OperationRecord| operation.state == OperationState::Paused;
+    if meta.operation(planned.operation).is_none_or(is_paused) {
+        return None;
+    }
+    let mut replicas = planned.replicas.clone();
+    replicas.sort_unstable();
+    let (_, heir) = *replicas.iter().find(|(parent, _)| *parent == leader.replica)?;
+    let config_epoch = leader.descriptor.epoch.config;
+    let split = Split { at: planned.at.clone(), child: planned.child, config_epoch, replicas, heir };
+    split.halves(&leader.descriptor).is_ok().then_some(ShardChange::Split(split))
 }
 
 /// The replicas, old and new, of a shard's moves that an operator has paused.

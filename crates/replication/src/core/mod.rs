@@ -368,7 +368,8 @@ impl<T> Core<T> {
             effects.notices.push(Notice::Lost { replicas, reason: LostReason::Tombstone });
             return;
         }
-        if self.replicas.contains_key(&id) || !self.handshake.may_create(self.node, &descriptor) {
+        let is_here = self.replicas.contains_key(&id) || self.is_expected(id);
+        if is_here || !self.handshake.may_create(self.node, &descriptor) {
             return;
         }
         // Founders start after one imaginary entry, so that a later replica always needs a snapshot, which

@@ -57,8 +57,8 @@ impl<T> Default for Splitting<T> {
 /// Replicas that come of splits which this node has seen.
 #[derive(Default)]
 pub(super) struct Unborn {
-    /// Messages for those that are not created yet.
-    messages: BTreeMap<ReplicaId, Vec<(NodeId, ShardId, Message)>>,
+    /// Those that are not created yet: the replica that each comes of, and messages for it.
+    expected: BTreeMap<ReplicaId, (ReplicaId, Vec<(NodeId, ShardId, Message)>)>,
     /// Those that lead first, once their creation is durable.
     heirs: BTreeMap<ReplicaId, ReplicaLog>,
 }
@@ -66,13 +66,14 @@ pub(super) struct Unborn {
 impl Unborn {
     /// Keeps a message for a replica that is about to be created. Any other one is dropped.
     pub(super) fn keep(&mut self, from: NodeId, shard: ShardId, message: Message) {
-        if let Some(kept) = self.messages.get_mut(&message.to).filter(|kept| kept.len() < UNBORN_MESSAGES_MAX) {
+        let kept = self.expected.get_mut(&message.to).map(|(_, kept)| kept);
+        if let Some(kept) = kept.filter(|kept| kept.len() < UNBORN_MESSAGES_MAX) {
             kept.push((from, shard, message));
         }
     }
 
     pub(super) fn forget(&mut self, replica: ReplicaId) {
-        self.messages.remove(&replica);
+        self.expected.remove(&replica);
         self.heirs.remove(&replica);
     }
 }
@@ -151,8 +152,8 @@ impl<T> Core<T> {
             replica.hand_over(task, effects);
             return;
         };
-        if let (Some(child), true) = (split.child_of(id), self.unborn.messages.len() < UNBORN_MAX) {
-            self.unborn.messages.entry(child).or_default();
+        if let (Some(child), true) = (split.child_of(id), self.unborn.expected.len() < UNBORN_MAX) {
+            self.unborn.expected.entry(child).or_insert((id, Vec::new()));
         }
         let heir = split.halves(before).ok().map(|(_, heir)| heir);
         let splitting = replica.splitting();
@@ -196,7 +197,7 @@ impl<T> Core<T> {
         let splitting = self.replicas.get_mut(&id).and_then(|replica| replica.splitting.as_mut());
         let Some(split) = splitting.and_then(|splitting| splitting.under_way.take()) else { return };
         let Some(child) = split.child_of(id) else { return };
-        let messages = self.unborn.messages.remove(&child).unwrap_or_default();
+        let messages = self.unborn.expected.remove(&child).map(|(_, messages)| messages).unwrap_or_default();
         let position = &checkpoint.position;
         let is_unwanted = self.replicas.contains_key(&child)
             || self.being_destroyed.contains_key(&child)
@@ -218,6 +219,17 @@ impl<T> Core<T> {
         for (from, shard, message) in messages {
             self.receive(from, shard, message, effects);
         }
+    }
+
+    /// Whether a replica is about to be created by a split that a replica here applies.
+    pub(super) fn is_expected(&mut self, id: ReplicaId) -> bool {
+        let Some((parent, _)) = self.unborn.expected.get(&id) else { return false };
+        let is_usable = |parent: &Replica<T>| !parent.abandoned && !parent.halted;
+        let is_expected = self.replicas.get(parent).is_some_and(is_usable);
+        if !is_expected {
+            self.unborn.expected.remove(&id);
+        }
+        is_expected
     }
 
     /// The creation of a replica is durable. One that leads its shard first begins now: its vote cannot be lost.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_types::{ClusterVersion, Epoch, LogIndex, ShardDescriptor, ShardId};
+use flotilla_types::{ClusterVersion, Epoch, KeyRange, LogIndex, ShardDescriptor, ShardId};
 
 use crate::{ApplyContext, DeferredRead, MachineError, ReadContext, StateMachine, StateReader, Upcoming, WriteSet};
 
@@ -25,9 +25,10 @@ struct History {
 }
 
 impl DescriptorHistory {
-    /// A committed entry raises the range epoch by one. Call it before any replica applies that entry.
-    pub fn changes_range(&mut self, shard: ShardId, index: LogIndex) {
-        self.0.entry(shard).or_default().changes.insert(index);
+    /// A committed entry raises the range epoch by one. Call it before any replica applies that entry. `false` if it
+    /// was called already.
+    pub fn changes_range(&mut self, shard: ShardId, index: LogIndex) -> bool {
+        self.0.entry(shard).or_default().changes.insert(index)
     }
 
     /// A replica has this descriptor after the entry at `index`, or judges the next entry by it.
@@ -103,6 +104,10 @@ impl StateMachine for Observed {
 
     fn upkeep_due_ms(&self) -> Option<u64> {
         self.machine.upkeep_due_ms()
+    }
+
+    fn split(&mut self, right: &KeyRange, records: &dyn StateReader) -> Result<Bytes, MachineError> {
+        self.machine.split(right, records)
     }
 
     fn system(&self) -> Bytes {
