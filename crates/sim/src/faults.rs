@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_meta::{MetaCommand, NodeRecord, NodeState, OperationChange, OperationReason, OperationState};
 use flotilla_replication::{Input, Role, ShardChange};
 use flotilla_storage::{Log as _, LogEvidence};
-use flotilla_types::{ClusterVersion, LogIndex, NodeId, OperationId, ShardId};
+use flotilla_types::{Bucket, ClusterVersion, LogIndex, NodeId, OperationId, RecordKey, ShardId};
 use rand::RngExt as _;
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     node::Folder,
     operator::FollowUp,
     plan::{DRIFTS_PPM, Fault, Planned},
+    workload::keys_apart,
     world::{Event, World},
 };
 
