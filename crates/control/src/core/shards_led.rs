@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_membership::NodeState;
-use flotilla_meta::{MetaCommand, MetaState, NodeState as AdminState, OperationState};
+use flotilla_meta::{MetaCommand, MetaState, NodeState as AdminState, OperationRecord, OperationState};
 use flotilla_replication::{ConfChange, ReplicaStatus};
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
@@ -137,7 +137,7 @@ impl Reconciler for ShardsLed {
 /// The replicas, old and new, of a shard's moves that an operator has paused.
 fn paused_replicas(meta: &MetaState, shard: ShardId) -> BTreeSet<ReplicaId> {
     let paused = meta.running_of(shard).filter(|operation| operation.state == OperationState::Paused);
-    paused.flat_map(|operation| [operation.from.replica, operation.to.replica]).collect()
+    paused.filter_map(OperationRecord::moved).flat_map(|(from, to)| [from.replica, to.replica]).collect()
 }
 
 #[cfg(test)]
