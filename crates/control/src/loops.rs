@@ -8,7 +8,7 @@ use std::{
 };
 
 use flotilla_membership::{Input, Member};
-use flotilla_meta::{MetaCommand, MetaQuery, MetaReply, MetaState};
+use flotilla_meta::{MetaCommand, MetaQuery, MetaReply, MetaState, OperationRecord};
 use flotilla_replication::{Handle, LostReason, Replicas, clock};
 use flotilla_transport::{Class, PeerStatus, Transport};
 use flotilla_types::{NodeId, ReplicaId, ShardId, escape_hidden};
@@ -119,8 +119,9 @@ pub(crate) async fn pauses(context: Arc<Context>) {
     loop {
         let now = metadata.borrow_and_update().clone();
         if !now.has_operations_of(&known) {
-            let here = now.paused().filter(|operation| operation.to.node == context.me.node);
-            context.host.pause_snapshots(here.map(|operation| operation.to.replica).collect());
+            let moved = now.paused().filter_map(OperationRecord::moved).map(|(_, to)| to);
+            let here = moved.filter(|to| to.node == context.me.node);
+            context.host.pause_snapshots(here.map(|to| to.replica).collect());
         }
         known = now;
         // The sender lives as long as the topology.

@@ -194,7 +194,8 @@ pub enum MetaCommand {
         /// Why.
         reason: OperationReason,
     },
-    /// Pauses, resumes or cancels an operation. Cancelling is refused once the new replica votes.
+    /// Pauses, resumes or cancels an operation. Cancelling a move is refused once the new replica votes, and cancelling
+    /// a split always: only the shard's log knows whether it has happened.
     ChangeOperation {
         /// The operation.
         operation: OperationId,
@@ -204,7 +205,19 @@ pub enum MetaCommand {
         /// What to do.
         change: OperationChange,
     },
-    /// Records a shard's new configuration or range.
+    /// Plans to split a shard: allocates the ids of the new shard and its replicas, and records that as an operation.
+    /// The shard's log decides when it is split; until its report, the new shard has no record. Answered by
+    /// [`MetaReply::Operation`].
+    SplitShard {
+        /// The shard.
+        shard: ShardId,
+        /// The first record key of the new shard.
+        at: Bytes,
+        /// The epoch of the recorded descriptor on which the decision is based.
+        epoch: Epoch,
+    },
+    /// Records a shard's new configuration or range. A range that ends where a split of the shard is planned ends
+    /// that operation, and creates the record of the new shard.
     ReportShard {
         /// The shard's current descriptor, from its own log.
         descriptor: ShardDescriptor,
@@ -477,9 +490,15 @@ pub enum MetaRefusal {
     /// Another operator has changed the operation since. Look at it again.
     #[error("{0} was changed since; look at it again")]
     OperationChanged(OperationId),
-    /// The new replica votes already, or the old one is gone.
-    #[error("{0} is too far to be cancelled: its new replica votes already")]
+    /// The new replica votes already, or the old one is gone, or the shard may be split already.
+    #[error("{0} can no longer be cancelled: its shard may have done what cannot be undone")]
     OperationTooLate(OperationId),
+    /// A split of the shard is planned. Wait for it.
+    #[error("{0} splits the shard already")]
+    SplitPlanned(OperationId),
+    /// The shard holds data of the cluster itself.
+    #[error("{0} holds data of the cluster itself, which is not split")]
+    NotSplittable(ShardId),
     /// No such setting.
     #[error("there is no such setting")]
     UnknownSetting,
@@ -573,6 +592,8 @@ numbered_enum! {
         ObjectsFrom = 16, "length from which on values are stored as objects must be 1,024 to 4,194,304 bytes";
         /// How values are cut: chunks of at least 4 KiB, so that every value can be.
         Chunking = 17, "chunks of large values must have at least 4,096 bytes each";
+        /// Where a shard is split: a record key inside its range, of at most [`crate::SPLIT_KEY_BYTES_MAX`] bytes.
+        SplitKey = 18, "key at which a shard is split must lie between its keys, not be its first one, and have at most 4,102 bytes with its collection and bucket";
     }
 }
 
@@ -602,7 +623,7 @@ mod tests {
     use crate::{
         AUTHORITY_BYTES_MAX, BATCH_COMMANDS_MAX, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX, KEY_COLLECTIONS_MAX,
         KEYS_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_MAX, OBJECTS_FROM_MAX, OBJECTS_FROM_MIN, SHARDS_MAX,
-        TOKEN_USES_MAX, TOKENS_MAX,
+        SPLIT_KEY_BYTES_MAX, TOKEN_USES_MAX, TOKENS_MAX,
     };
 
     /// A number with commas between thousands.
@@ -628,6 +649,7 @@ mod tests {
             (Field::ObjectsFrom, OBJECTS_FROM_MIN.into()),
             (Field::ObjectsFrom, OBJECTS_FROM_MAX.into()),
             (Field::Chunking, Chunking::default().min().into()),
+            (Field::SplitKey, SPLIT_KEY_BYTES_MAX as u64),
         ] {
             named(MetaRefusal::Invalid(field), bound);
         }

@@ -145,7 +145,9 @@ impl Leading {
         if !view.meta.has_operations_of(&self.meta) {
             self.paused = view.meta.paused().map(|operation| operation.shard).collect();
         }
-        self.planning.set_pinned(&self.paused | &placed_by_operator(view));
+        let splitting = view.meta.splitting().map(|(shard, _)| shard);
+        self.planning
+            .set_pinned(splitting.chain(placed_by_operator(view)).chain(self.paused.iter().copied()).collect());
         self.meta = view.meta.clone();
     }
 }
@@ -181,6 +183,7 @@ fn placed_by_operator(view: &View<'_>) -> BTreeSet<ShardId> {
     let is_young = |since_ms: u64| view.wall_ms < since_ms.saturating_add(OPERATOR_KEEPS_MS);
     let moved = |operation: &&OperationRecord| {
         (operation.reason, operation.state) == (OperationReason::Operator, OperationState::Done)
+            && operation.moved().is_some()
             && is_young(operation.since_ms)
     };
     view.meta.ended().filter(moved).map(|operation| operation.shard).collect()
@@ -457,8 +460,11 @@ mod tests {
         });
         let mut descriptor = world.meta.state().shard(shards[0]).expect("a shard").descriptor.clone();
         descriptor.epoch.config += 1;
-        descriptor.replicas[0] =
-            ReplicaDescriptor { replica: first.to.replica, node: node(2), role: ReplicaRole::Voter };
+        descriptor.replicas[0] = ReplicaDescriptor {
+            replica: first.moved().expect("a move").1.replica,
+            node: node(2),
+            role: ReplicaRole::Voter,
+        };
         world.meta.report(descriptor);
         // Node 2 is to lose no replica that it got this way, however few it should have.
         world.meta.setting(Setting::BalanceThreshold, 0);

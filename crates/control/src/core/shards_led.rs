@@ -156,7 +156,7 @@ fn planned_split(meta: &MetaState, leader: &ReplicaStatus, record: &ShardRecord)
 /// The replicas, old and new, of a shard's moves that an operator has paused.
 fn paused_replicas(meta: &MetaState, shard: ShardId) -> BTreeSet<ReplicaId> {
     let paused = meta.running_of(shard).filter(|operation| operation.state == OperationState::Paused);
-    paused.flat_map(|operation| [operation.from.replica, operation.to.replica]).collect()
+    paused.filter_map(OperationRecord::moved).flat_map(|(from, to)| [from.replica, to.replica]).collect()
 }
 
 #[cfg(test)]

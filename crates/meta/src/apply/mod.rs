@@ -12,12 +12,15 @@ mod operation_tests;
 mod operations;
 mod shards;
 #[cfg(test)]
+mod split_tests;
+mod splits;
+#[cfg(test)]
 mod tests;
 mod versions;
 
 use bytes::Bytes;
 use flotilla_placement::Collection;
-use flotilla_types::{LogIndex, NodeId, Timestamp};
+use flotilla_types::{LogIndex, NodeId, RecordKey, Timestamp};
 
 use crate::{CodecError, Limit, MetaCommand, MetaRefusal, MetaReply, MetaState, Setting};
 
@@ -48,8 +51,10 @@ pub const OBJECTS_FROM_MAX: u32 = 4 << 20;
 pub const VALUE_BYTES_CUT_MIN: u64 = 64 << 20;
 /// Limit on buckets of a collection.
 pub const BUCKETS_MAX: u16 = 1_024;
-/// Limit on shards.
+/// Limit on shards, with those that are to be split off.
 pub const SHARDS_MAX: usize = 20_000;
+/// Limit on the bytes of the record key at which a shard is split: those of the longest key of a record.
+pub const SPLIT_KEY_BYTES_MAX: usize = RecordKey::PREFIX_BYTES + 4_096;
 /// Limit on replicas in one shard's intent: five and their replacements.
 pub const INTENT_MAX: usize = 10;
 /// Limit on commands of one batch.
@@ -143,6 +148,7 @@ impl MetaState {
             MetaCommand::ChangeOperation { operation, changes, change } => {
                 self.change_operation(now_ms, *operation, *changes, *change)
             }
+            MetaCommand::SplitShard { shard, at, epoch } => self.split_shard(now_ms, *shard, at, *epoch),
             MetaCommand::ReportShard { descriptor } => self.report_shard(now_ms, descriptor),
             MetaCommand::PutSetting { key, value } => self.put_setting(key, value),
             MetaCommand::SetClusterVersion { version, seen } => self.set_cluster_version(*version, seen),

@@ -37,7 +37,7 @@ impl MetaState {
         if self.collections.len() >= COLLECTIONS_MAX {
             return Err(MetaRefusal::LimitReached(Limit::Collections));
         }
-        if self.shards.len() + initial_nodes.len() > SHARDS_MAX {
+        if self.shards_len() + initial_nodes.len() > SHARDS_MAX {
             return Err(MetaRefusal::LimitReached(Limit::Shards));
         }
         let shards = u16::try_from(initial_nodes.len()).map_err(|_| MetaRefusal::BadPlacement)?;
@@ -87,6 +87,7 @@ impl MetaState {
     pub(super) fn drop_collection(&mut self, now_ms: u64, collection: CollectionId) -> ApplyResult {
         self.collections.remove(&collection).ok_or(MetaRefusal::UnknownCollection(collection))?;
         self.shards.retain(|_, shard| shard.collection != collection);
+        self.forget_plans_of_dropped();
         self.end_operations_of_dropped(now_ms);
         Ok(MetaReply::Done)
     }
@@ -152,8 +153,14 @@ impl MetaState {
             return Err(MetaRefusal::StaleEpoch { known });
         }
         self.check_descriptor(&reported)?;
-        let id = reported.shard;
+        let child = self.child_of_report(record, &reported)?;
+        let (id, is_reconfigured) = (reported.shard, reported.epoch.config != known.config);
         self.change_shard(id, |record| record.descriptor = reported);
+        if let Some(child) = child {
+            self.give_birth(id, child);
+        } else if is_reconfigured {
+            self.plan_split_again(id);
+        }
         self.end_operations_of(id, now_ms);
         Ok(MetaReply::Done)
     }
@@ -181,8 +188,10 @@ impl MetaState {
             intent_version: 1,
             initial: descriptor.clone(),
             descriptor,
+            parent: None,
+            split: None,
         };
-        self.shards.insert(id, Arc::new(record));
+        self.record_shard(record);
         id
     }
 
@@ -194,7 +203,15 @@ impl MetaState {
         self.end_operations_of(shard, now_ms);
     }
 
-    fn change_shard(&mut self, shard: ShardId, change: impl FnOnce(&mut ShardRecord)) {
+    /// Adds a shard, as created or as stored.
+    pub(crate) fn record_shard(&mut self, record: ShardRecord) {
+        if let Some(split) = &record.split {
+            self.unborn.insert(split.child, record.id);
+        }
+        self.shards.insert(record.id, Arc::new(record));
+    }
+
+    pub(super) fn change_shard(&mut self, shard: ShardId, change: impl FnOnce(&mut ShardRecord)) {
         if let Some(record) = self.shards.get_mut(&shard) {
             change(Arc::make_mut(record));
         }

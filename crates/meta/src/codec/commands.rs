@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use flotilla_storage::VersionNeed;
-use flotilla_types::{ClusterVersion, Incarnation, Locality, NodeId, VersionRange};
+use flotilla_types::{ClusterVersion, Epoch, Incarnation, Locality, NodeId, VersionRange};
 
 use super::{
     COMMAND_BYTES_MAX, CodecError,
@@ -22,7 +22,7 @@ use crate::{Displaced, JoinRequest, KeyId, MetaCommand, NewNode, SeenNode, Setti
 struct CommandPb {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27"
     )]
     kind: Option<Kind>,
 }
@@ -81,6 +81,8 @@ enum Kind {
     MoveReplica(MoveReplicaPb),
     #[prost(message, tag = "26")]
     ChangeOperation(ChangeOperationPb),
+    #[prost(message, tag = "27")]
+    SplitShard(SplitShardPb),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -280,6 +282,18 @@ struct ChangeOperationPb {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct SplitShardPb {
+    #[prost(uint64, tag = "1")]
+    shard: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    at: Bytes,
+    #[prost(uint64, tag = "3")]
+    epoch_range: u64,
+    #[prost(uint64, tag = "4")]
+    epoch_config: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct PutSettingPb {
     #[prost(string, tag = "1")]
     key: String,
@@ -349,6 +363,7 @@ impl MetaCommand {
             Self::CompleteLeave { .. } => ClusterVersion::DRAINING,
             Self::ChangeCollection { .. } => ClusterVersion::VALUE_REFS,
             Self::MoveReplica { .. } | Self::ChangeOperation { .. } => ClusterVersion::OPERATIONS,
+            Self::SplitShard { .. } => ClusterVersion::SPLITS,
             Self::ReportStart { .. } => ClusterVersion::NODE_STARTS,
             Self::PrepareAuthority { .. } | Self::BeginRotation { .. } | Self::NodeCertified { .. } => {
                 ClusterVersion::AUTHORITY_ROTATION
@@ -486,6 +501,12 @@ impl From<&MetaCommand> for CommandPb {
                 change: operations::change_number(*change),
                 changes: *changes,
             }),
+            MetaCommand::SplitShard { shard, at, epoch } => Kind::SplitShard(SplitShardPb {
+                shard: shard.0,
+                at: at.clone(),
+                epoch_range: epoch.range,
+                epoch_config: epoch.config,
+            }),
             MetaCommand::ReportShard { descriptor } => Kind::ReportShard(descriptor.into()),
             MetaCommand::PutSetting { key, value } => {
                 Kind::PutSetting(PutSettingPb { key: key.clone(), value: value.clone() })
@@ -604,6 +625,11 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
             operation: number(pb.operation)?,
             changes: pb.changes,
             change: operations::change(pb.change)?,
+        },
+        Kind::SplitShard(pb) => MetaCommand::SplitShard {
+            shard: number(pb.shard)?,
+            at: pb.at,
+            epoch: Epoch { range: number(pb.epoch_range)?, config: number(pb.epoch_config)? },
         },
         Kind::ReportShard(pb) => MetaCommand::ReportShard { descriptor: pb.try_into_descriptor()? },
         Kind::PutSetting(pb) => MetaCommand::PutSetting { key: pb.key, value: pb.value },

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use flotilla_placement::{Collection, PlanReplica, Sharding};
 use flotilla_storage::VersionNeed;
 use flotilla_types::{
-    ClusterId, ClusterVersion, CollectionId, Epoch, KeyRange, Locality, OperationId, ReplicaDescriptor, ReplicaRole,
-    Role, ShardDescriptor, VersionRange,
+    ClusterId, ClusterVersion, CollectionId, Epoch, KeyRange, Locality, OperationId, ReplicaDescriptor, ReplicaId,
+    ReplicaRole, Role, ShardDescriptor, VersionRange,
 };
 use flotilla_values::Chunking;
 
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Addresses, AuthorityRecord, KeyId, KeyRecord, MetaState, NodeRecord, NodeStart, NodeState, OperationRecord,
-    ShardRecord, TokenId, TokenRecord, ValueSettings, state::Header,
+    PlannedSplit, ShardRecord, TokenId, TokenRecord, ValueSettings, state::Header,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -145,6 +145,30 @@ struct ShardPb {
     initial: Option<DescriptorPb>,
     #[prost(message, optional, tag = "7")]
     descriptor: Option<DescriptorPb>,
+    #[prost(uint64, optional, tag = "8")]
+    parent: Option<u64>,
+    #[prost(message, optional, tag = "9")]
+    split: Option<PlannedSplitPb>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PlannedSplitPb {
+    #[prost(bytes = "bytes", tag = "1")]
+    at: Bytes,
+    #[prost(uint64, tag = "2")]
+    child: u64,
+    #[prost(message, repeated, tag = "3")]
+    replicas: Vec<SplitReplicaPb>,
+    #[prost(uint64, tag = "4")]
+    operation: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct SplitReplicaPb {
+    #[prost(uint64, tag = "1")]
+    parent: u64,
+    #[prost(uint64, tag = "2")]
+    child: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -255,8 +279,7 @@ impl MetaState {
             state.collections.insert(collection.id, Arc::new(collection));
         }
         for shard in snapshot.shards {
-            let shard = ShardRecord::try_from(shard)?;
-            state.shards.insert(shard.id, Arc::new(shard));
+            state.record_shard(ShardRecord::try_from(shard)?);
         }
         for token in snapshot.tokens {
             let token = TokenRecord::try_from(token)?;
@@ -316,7 +339,18 @@ pub(crate) fn decode_node(bytes: &[u8]) -> Result<NodeRecord, CodecError> {
     decode_versioned::<NodePb>(bytes)?.try_into()
 }
 
-stored!(ShardRecord, ShardPb, encode_shard, decode_shard, ShardRecord::try_from);
+/// Encodes a shard.
+pub(crate) fn encode_shard(shard: &ShardRecord) -> Bytes {
+    let is_simple = shard.parent.is_none() && shard.split.is_none();
+    let version = if is_simple { ClusterVersion::FIRST } else { ClusterVersion::SPLITS };
+    encode_at(VersionNeed::InForce(version), &ShardPb::from(shard))
+}
+
+/// Decodes a shard.
+pub(crate) fn decode_shard(bytes: &[u8]) -> Result<ShardRecord, CodecError> {
+    decode_versioned::<ShardPb>(bytes)?.try_into()
+}
+
 stored!(TokenRecord, TokenPb, encode_token, decode_token, TokenRecord::try_from);
 
 impl From<&Header> for HeaderPb {
@@ -492,6 +526,8 @@ impl From<&ShardRecord> for ShardPb {
             intent_version: shard.intent_version,
             initial: Some((&shard.initial).into()),
             descriptor: Some((&shard.descriptor).into()),
+            parent: shard.parent.map(|parent| parent.0),
+            split: shard.split.as_ref().map(PlannedSplitPb::from),
         }
     }
 }
@@ -509,6 +545,34 @@ impl TryFrom<ShardPb> for ShardRecord {
             intent_version: number(shard.intent_version)?,
             initial: required(shard.initial)?.try_into_descriptor()?,
             descriptor: required(shard.descriptor)?.try_into_descriptor()?,
+            parent: shard.parent.map(number).transpose()?,
+            split: shard.split.map(PlannedSplit::try_from).transpose()?,
+        })
+    }
+}
+
+impl From<&PlannedSplit> for PlannedSplitPb {
+    fn from(split: &PlannedSplit) -> Self {
+        let replica = |(parent, child): &(ReplicaId, ReplicaId)| SplitReplicaPb { parent: parent.0, child: child.0 };
+        Self {
+            at: split.at.clone(),
+            child: split.child.0,
+            replicas: split.replicas.iter().map(replica).collect(),
+            operation: split.operation.0,
+        }
+    }
+}
+
+impl TryFrom<PlannedSplitPb> for PlannedSplit {
+    type Error = CodecError;
+
+    fn try_from(split: PlannedSplitPb) -> Result<Self, CodecError> {
+        let replica = |pair: &SplitReplicaPb| Ok((number(pair.parent)?, number(pair.child)?));
+        Ok(Self {
+            at: split.at,
+            child: number(split.child)?,
+            replicas: split.replicas.iter().map(replica).collect::<Result<_, CodecError>>()?,
+            operation: number(split.operation)?,
         })
     }
 }

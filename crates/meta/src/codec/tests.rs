@@ -85,6 +85,8 @@ fn commands() -> Vec<MetaCommand> {
     for reason in operations::REASONS {
         commands.push(MetaCommand::MoveReplica { shard, replica, to: NodeId(3), intent_version: 2, reason });
     }
+    let epoch = Epoch { range: 2, config: 9 };
+    commands.push(MetaCommand::SplitShard { shard, at: Bytes::from_static(b"\0\0\0\x01\0\x02k"), epoch });
     for change in operations::CHANGES {
         commands.push(MetaCommand::ChangeOperation { operation: OperationId(9), changes: 3, change });
     }
@@ -199,10 +201,12 @@ fn replies_round_trip() {
         MetaRefusal::OperationEnded(OperationId(16)),
         MetaRefusal::OperationTooLate(OperationId(17)),
         MetaRefusal::OperationChanged(OperationId(18)),
+        MetaRefusal::SplitPlanned(OperationId(19)),
+        MetaRefusal::NotSplittable(ShardId(20)),
     ];
-    refusals.extend((1..=15).filter_map(Field::from_number).map(MetaRefusal::Invalid));
+    refusals.extend((1..=18).filter_map(Field::from_number).map(MetaRefusal::Invalid));
     refusals.extend((1..=7).filter_map(Limit::from_number).map(MetaRefusal::LimitReached));
-    assert_eq!(refusals.len(), 42 + 15 + 7);
+    assert_eq!(refusals.len(), 44 + 18 + 7);
     let nested = refusals
         .iter()
         .cloned()
@@ -262,7 +266,11 @@ fn commands_name_the_version_that_they_need() {
                 continue;
             }
             // One of the batch needs it.
-            MetaCommand::MoveReplica { .. } | MetaCommand::ChangeOperation { .. } | MetaCommand::Batch(_) => {
+            MetaCommand::SplitShard { .. } | MetaCommand::Batch(_) => {
+                assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::SPLITS));
+                continue;
+            }
+            MetaCommand::MoveReplica { .. } | MetaCommand::ChangeOperation { .. } => {
                 assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::OPERATIONS));
                 continue;
             }
