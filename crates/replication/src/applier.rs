@@ -27,7 +27,7 @@ use flotilla_storage::{
     StateReader, WriteSet, remedy,
 };
 use flotilla_types::{
-    Checkpoint, ClusterVersion, ConfState, Entry, EntryKind, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId,
+    Checkpoint, ClusterVersion, ConfState, Entry, EntryKind, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId,
     Timestamp,
 };
 
@@ -205,6 +205,8 @@ pub enum Contents {
 pub struct ReplicaContents {
     /// The last entry that it has applied.
     pub applied: LogIndex,
+    /// The range of its shard after that entry. Others' records may be found as well: a split leaves them for a while.
+    pub range: KeyRange,
     /// The state machine's own state after that entry.
     pub system: Bytes,
     /// Its records after that entry: a snapshot, which sees no later write.
@@ -384,6 +386,7 @@ impl<T> Applier<T> {
             Some(Slot::Ready(ready)) => match self.engine.snapshot(replica) {
                 Ok(records) => Contents::AtRest(ReplicaContents {
                     applied: ready.position.index,
+                    range: ready.position.descriptor.range.clone(),
                     system: ready.machine.system(),
                     records,
                 }),

@@ -328,6 +328,9 @@ impl World {
         let pick = |number: u64, of: usize| number as usize % of.max(1);
         let shards: Vec<_> = meta.shards().filter(|shard| shard.id != ShardId::META).collect();
         let record = *shards.get(pick(which, shards.len()))?;
+        if self.faults.flawed.contains(&record.id) {
+            return None;
+        }
         let collection = meta.collections().find(|collection| collection.id == record.collection)?;
         let keys = keys_apart().map(|key| collection.record_key(key.as_bytes()).into_bytes());
         let buckets = (0..collection.buckets).map(|bucket| RecordKey::new(collection.id, Bucket(bucket), &[]).into_bytes());

@@ -2,6 +2,7 @@
 
 mod driver;
 mod failing;
+mod heirs;
 mod hostile;
 mod leases;
 mod timers;
