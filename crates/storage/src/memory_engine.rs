@@ -160,8 +160,6 @@ impl MemoryEngine {
 }
 
 impl StateEngine for MemoryEngine {
-    fn freeze_split(&self, _: ReplicaId, _: Position, _: Bytes, _: crate::SplitOff) -> Result<bool, EngineError> { todo!() }
-    fn built_split(&self, _: ReplicaId) -> Option<Checkpoint> { todo!() }
     fn open(&self, id: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         let state = {
             let mut store = self.store.lock();
