@@ -9,6 +9,7 @@
 //! not interpret keys and values.
 
 mod build;
+mod clip;
 mod compact;
 mod engine;
 mod failure;

@@ -8,6 +8,7 @@
 mod bounds;
 pub mod conformance;
 mod engine;
+mod key_ranges;
 mod log;
 mod machine;
 mod manifest;
@@ -26,6 +27,7 @@ pub use engine::{
     CompactionDue, DAMAGED_NAMED_MAX, DamagedReplica, EngineError, Fold, FoldCounts, InMemory, ListRefs, ScanBounds,
     ScanPage, Scrubbed, SplitOff, StateEngine, StateReader, Usage, WriteSet, successor,
 };
+pub use key_ranges::KeyRanges;
 pub use log::{Log, LogBatch, LogError, LogEvidence, PeerSequence, ReplicaLog, ReplicaWrite};
 pub use machine::{
     ApplyContext, DeferredRead, MachineError, ReadContext, StateMachine, Upcoming, VersionNeed, switch_command,
