@@ -254,7 +254,7 @@ mod tests {
     fn damage_and_newer_versions_are_typed_errors() {
         assert!(System::decode(b"").is_ok());
         assert!(matches!(System::decode(b"\x02"), Err(MachineError::Corrupt(_))), "it names no version");
-        assert!(matches!(System::decode(b"\x07"), Err(MachineError::Version { found: 7, known: 6 })));
+        assert!(matches!(System::decode(b"\x08"), Err(MachineError::Version { found: 8, known: 7 })));
         assert!(matches!(System::decode(b"\x00"), Err(MachineError::Corrupt(_))));
         let twice = vec![SessionMessage::default(), SessionMessage::default()];
         let bytes = seal(&SystemMessage { sessions: twice, ..SystemMessage::default() });
