@@ -5,9 +5,10 @@
 
 use bytes::Bytes;
 use flotilla_storage::{MachineError, Overlay, StateReader};
+use flotilla_types::KeyRange;
 
 use crate::{
-    expiries::{DISAGREES, Expiries, Summary},
+    expiries::{DISAGREES, Due, Expiries, Stored, Summary, Totals},
     place::Place,
     record::StoredRecord,
 };
@@ -23,6 +24,26 @@ pub(crate) struct Footprint {
 impl Footprint {
     pub(crate) fn of(key: &[u8], record: &StoredRecord) -> Self {
         Self { bytes: key.len() as u64 + record.value.bytes(), expires_at_ms: record.expires_at_ms }
+    }
+}
+
+/// What a part of the records adds to the statistics.
+#[derive(Debug, Default)]
+pub(crate) struct Share {
+    pub(crate) records: u64,
+    pub(crate) bytes: u64,
+    /// Those of them that expire.
+    expiring: Totals,
+}
+
+impl Share {
+    /// Adds a record.
+    pub(crate) fn add(&mut self, record: &Footprint) {
+        self.records = self.records.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(record.bytes);
+        if let Some(at_ms) = record.expires_at_ms {
+            self.expiring.add(at_ms, record.bytes);
+        }
     }
 }
 
@@ -74,12 +95,28 @@ impl RecordStats {
         Ok(())
     }
 
-    /// Removes the record with the earliest expiry, if it is due at the clock. Returns whether there was one.
+    /// Removes the record with the earliest expiry, if it is due at the clock, or the place of one that another shard
+    /// has. Returns whether there was one.
     pub(crate) fn remove_due(&mut self, overlay: &mut Overlay<'_>) -> Result<bool, MachineError> {
-        let Some((place, bytes)) = self.expiries.take_due(overlay)? else { return Ok(false) };
-        self.subtract(bytes)?;
-        overlay.delete(place.key);
-        Ok(true)
+        match self.expiries.take_due(overlay)? {
+            Some(Due::Record(place, bytes)) => {
+                self.subtract(bytes)?;
+                overlay.delete(place.key);
+                Ok(true)
+            }
+            Some(Due::Foreign) => Ok(true),
+            None => Ok(false),
+        }
+    }
+
+    /// Gives up the records of `right`, the upper part of the shard's keys, which have this share. Returns what the
+    /// new shard has of those that expire.
+    pub(crate) fn split(&mut self, right: &KeyRange, share: &Share) -> Result<Stored, MachineError> {
+        let records = self.records.checked_sub(share.records).ok_or(DISAGREES)?;
+        let bytes = self.bytes.checked_sub(share.bytes).ok_or(DISAGREES)?;
+        let expiries = self.expiries.split(right, &share.expiring)?;
+        (self.records, self.bytes) = (records, bytes);
+        Ok(expiries)
     }
 
     /// The number of stored records, and their bytes.
