@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use flotilla_api::{
     AuthorityStatus, ChangeCollection, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection,
     DecisionList, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, MoveShard, NodeChange, NodeTraffic,
@@ -18,7 +19,7 @@ use flotilla_api::{
     UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
-use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, StoreError};
+use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, Store, StoreError};
 use flotilla_identity::{ClientKey, JoinToken, TokenId};
 use flotilla_meta::{BUCKETS_MAX, Liveness, MetaCommand, MetaRefusal, MetaReply, NodeState, Setting, ValueSettings};
 use flotilla_placement::Sharding;
@@ -46,6 +47,8 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Implements [`Admin`] for a running node.
 pub(crate) struct NodeAdmin {
+    /// Finds where to split shards.
+    pub(crate) store: Store,
     pub(crate) identity: IdentityWatch,
     pub(crate) desk: AuthorityDesk,
     pub(crate) topology: Arc<Topology>,
@@ -502,11 +505,15 @@ impl Admin for NodeAdmin {
     }
 
     fn operation(&self, operation: OperationId, deadline: Instant) -> AdminFuture<'_, OperationInfo> {
-        Box::pin(self.show_move(operation, deadline))
+        Box::pin(self.show_operation(operation, deadline))
     }
 
     fn move_shard(&self, shard: ShardId, request: MoveShard, deadline: Instant) -> AdminFuture<'_, OperationInfo> {
         Box::pin(self.begin_move(shard, request, deadline))
+    }
+
+    fn split_shard(&self, shard: ShardId, at: Option<Bytes>, deadline: Instant) -> AdminFuture<'_, OperationInfo> {
+        Box::pin(self.begin_split(shard, at, deadline))
     }
 
     fn change_operation(
@@ -515,7 +522,7 @@ impl Admin for NodeAdmin {
         verb: OperationVerb,
         deadline: Instant,
     ) -> AdminFuture<'_, OperationInfo> {
-        Box::pin(self.change_move(operation, verb, deadline))
+        Box::pin(self.change_recorded(operation, verb, deadline))
     }
 
     fn explain(&self, shard: ShardId, deadline: Instant) -> AdminFuture<'_, ShardExplanation> {
