@@ -14,7 +14,7 @@ use flotilla_types::{Checkpoint, CheckpointFormat, ReplicaId};
 
 use crate::{
     Options,
-    clip::clipped,
+    clip::{clipped, count_whole},
     compact::Compacted,
     failure,
     memtable::{Frozen, GivenUp},
@@ -67,7 +67,7 @@ pub(crate) fn build(
     let mut tables = applied.unwrap_or_else(|| before.to_vec());
     let first_run = tables.iter().take_while(|table| table.cut == Cut::Content).count();
     let mut late = Vec::new();
-    if tables.len() - first_run >= options.runs_max && !frozen.is_empty() {
+    if count_whole(&tables[first_run..]) >= options.runs_max && !frozen.is_empty() {
         // Compaction is late. Every run costs each read and a piece in memory, so there is a bound.
         late = tables.split_off(first_run);
         drops_tables = true;

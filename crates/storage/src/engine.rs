@@ -87,8 +87,8 @@ pub struct Fold {
 pub struct CompactionDue {
     /// [`StateEngine::compact`] has something to do, whoever decides about folds.
     pub compact: bool,
-    /// The runs are large enough to be folded into the base, and no fold is pinned or made. Its pieces would
-    /// have this average size, in bytes.
+    /// The runs are large enough to be folded into the base, or clips hide much of the tables; and no fold is pinned
+    /// or made. Its pieces would have this average size, in bytes.
     pub fold: Option<u32>,
     /// Tables were made that no checkpoint names yet.
     pub made: bool,
@@ -245,6 +245,14 @@ pub fn successor(key: &[u8]) -> Bytes {
 /// has later records too stays above it, and has the newest version of each of its keys. A replica that is
 /// opened from an earlier checkpoint meets the entry again; one whose records are replaced, or that is opened
 /// from a later checkpoint, skips the fold. So the base, if there is one, is a function of the log alone.
+///
+/// # Splits
+/// [`freeze_split`](Self::freeze_split) freezes the memtable where the log splits the shard. The checkpoint that is
+/// built of it and the first one of the new replica name the same tables, each with clips of its own, so that no
+/// record is copied. A fold that was pinned before is clipped when a checkpoint names its base; one pinned after has
+/// the records of the replica alone, so its base is still a function of the log. A replica that is opened from an
+/// earlier checkpoint meets the entry again. What clips hide takes space until both replicas have folded it away;
+/// [`compaction_due`](Self::compaction_due) asks for that fold.
 ///
 /// # Contract
 /// - All calls are safe from any thread; calls that change one replica are made by one thread at a time,

@@ -19,6 +19,7 @@ pub(super) fn run(storage: &mut Storage<'_>) {
     a_replica_is_split_again_and_again(storage);
     a_fold_of_before_a_split_is_clipped(storage);
     the_base_of_a_fold_behind_a_split_is_the_same_one_everywhere(storage);
+    a_split_that_was_not_installed_is_met_again(storage);
     a_split_waits_for_the_frozen_memtable(storage);
     what_a_split_built_stays_until_it_is_installed(storage);
     if storage.format == CheckpointFormat::Manifests {
@@ -161,9 +162,12 @@ impl Part {
         assert!(engine.built_split(self.id).is_none());
         assert!(self.freeze_split(engine, at, new), "nothing else is frozen");
         let mut right = self.give_up(at, new);
-        // Writes go on.
+        // Writes and compactions go on.
         self.write(engine, choices);
+        let mut compact = || choices.below(2) == 0 && self.compact(engine, Folding::Local);
+        compact();
         let built = self.build(engine);
+        compact();
         right.durable = engine.built_split(self.id).expect("the memtable was frozen by a split");
         assert_eq!(right.durable.position, position(right.id, 1, 1));
         assert_eq!(engine.system(&right.durable).expect("just built"), bytes("new system"));
@@ -274,25 +278,29 @@ fn a_replica_is_split_again_and_again(storage: &mut Storage<'_>) {
     restart(storage, engine, &mut choices, &mut parts);
 }
 
+/// Whether its base is made before the checkpoint of the split is built, or after.
 fn a_fold_of_before_a_split_is_clipped(storage: &mut Storage<'_>) {
-    let engine = (storage.open)();
-    let mut choices = Choices::new(13);
-    let mut left = Part::new(&*engine, CheckpointFormat::Manifests, 520);
-    for _ in 0..3 {
+    for id in [520, 522, 524, 526] {
+        let engine = (storage.open)();
+        let mut choices = Choices::new(id);
+        let mut left = Part::new(&*engine, CheckpointFormat::Manifests, id);
+        for _ in 0..3 {
+            left.write(&*engine, &mut choices);
+            left.flush(&*engine);
+        }
         left.write(&*engine, &mut choices);
+        let fold = left.pin_fold(&*engine);
+        left.write(&*engine, &mut choices);
+        let right = left.split(&*engine, &mut choices, &bytes("50"), id + 1);
+        left.compact(&*engine, Folding::Logged);
         left.flush(&*engine);
+        let base = base_of(&left.durable, fold);
+        assert!(
+            !base.is_empty() && base.iter().all(|table| !table.clip.contains(b"50") && !table.clip.contains(b"99"))
+        );
+        left.assert_holds(&*engine);
+        restart(storage, engine, &mut choices, &mut [left, right]);
     }
-    left.write(&*engine, &mut choices);
-    let fold = left.pin_fold(&*engine);
-    left.write(&*engine, &mut choices);
-    let mut right = left.split(&*engine, &mut choices, &bytes("50"), 521);
-    assert!(left.compact(&*engine, Folding::Logged));
-    left.flush(&*engine);
-    let base = base_of(&left.durable, fold);
-    assert!(!base.is_empty() && base.iter().all(|table| !table.clip.contains(b"50") && !table.clip.contains(b"99")));
-    left.assert_holds(&*engine);
-    right.go_on(&*engine, &mut choices);
-    restart(storage, engine, &mut choices, &mut [left, right]);
 }
 
 /// Whether the checkpoint of the split was installed before the fold, after it, or before the replica was opened.
@@ -344,6 +352,39 @@ fn the_base_of_a_fold_behind_a_split_is_the_same_one_everywhere(storage: &mut St
         bases.push((fold, base));
     }
     assert!(bases.iter().all(|base| *base == bases[0]), "{bases:?}");
+}
+
+/// The new replica's checkpoint is durable already.
+fn a_split_that_was_not_installed_is_met_again(storage: &mut Storage<'_>) {
+    let mut engine = (storage.open)();
+    let mut choices = Choices::new(37);
+    let mut left = Part::new(&*engine, storage.format, 545);
+    left.go_on(&*engine, &mut choices);
+    let (before, records) = (left.durable.clone(), all_keys().into_iter().step_by(3));
+    let records: WriteSet = records.map(|key| (key, Some("again".into()))).collect();
+    left.write_set(&*engine, records.clone());
+    assert!(left.freeze_split(&*engine, &bytes("50"), 546), "nothing else is frozen");
+    left.build(&*engine);
+    let durable = engine.built_split(left.id).expect("it is built");
+    drop(engine);
+    engine = (storage.open)();
+    engine.hold(Holder::Checkpoint(ReplicaId(546)), &durable.objects().collect::<Vec<_>>());
+    left.durable = before;
+    left.open(&*engine);
+    let reader = engine.reader(left.id).expect("an open replica is readable");
+    let all = reader.scan(&KeyRange::all(), usize::MAX, usize::MAX).expect("an open replica is readable");
+    assert!(all.iter().any(|(key, _)| key.starts_with(b"9")), "nothing is given up yet");
+    drop(reader);
+    engine.write(left.id, records, LogIndex(left.index)).expect("an open replica takes writes");
+    left.assert_holds(&*engine);
+    assert!(left.freeze_split(&*engine, &bytes("50"), 546), "nothing else is frozen");
+    let right = Part { durable, ..left.give_up(&bytes("50"), 546) };
+    let built = left.build(&*engine);
+    left.install(&*engine, built);
+    right.open(&*engine);
+    let mut parts = [left, right];
+    parts.iter_mut().for_each(|part| part.go_on(&*engine, &mut choices));
+    restart(storage, engine, &mut choices, &mut parts);
 }
 
 fn a_split_waits_for_the_frozen_memtable(storage: &mut Storage<'_>) {
