@@ -130,6 +130,27 @@ fn a_foreign_place_is_removed_when_it_is_due_and_nothing_else() {
 }
 
 #[test]
+fn foreign_places_count_among_those_in_memory() {
+    let mut left = Replica::default();
+    left.restart(8);
+    left.switch(1, 7).unwrap();
+    // In the order of their expiries every other place is of the right half.
+    let name = |n: u64| format!("{}{n:02}", if n.is_multiple_of(2) { 'a' } else { 'z' });
+    (0..16).for_each(|n| drop(left.run(1, put_expiring(&name(n), "v", 50 + n))));
+    left.split(&key("m"));
+    left.clip();
+    let in_memory = |replica: &Replica| replica.machine.stats.expiries.in_memory();
+    assert_eq!(in_memory(&left), 16);
+    left.run(1, put_expiring("b", "v", 49));
+    assert_eq!(in_memory(&left), 8, "there was one too many");
+    for _ in 0..2 {
+        left.run(80, Command::empty());
+        left.assert_places();
+    }
+    assert_eq!(left.records.0.len(), 0);
+}
+
+#[test]
 fn a_count_passes_over_a_bounded_number_of_foreign_places() {
     let many = 5_000;
     let mut left = with_expiring(many, |n| if n == 0 { 5_000 } else { 50 });
@@ -198,6 +219,7 @@ fn a_state_whose_foreign_places_are_miscounted_stops_the_replica() {
     let mut left = with_expiring(4, |_| 50);
     left.split(&key(&name(2)));
     left.clip();
+    left.apply(20, &[]);
     left.assert_places();
     let system = left.machine.system();
     let check = |change: &dyn Fn(&mut Records)| {
@@ -212,6 +234,11 @@ fn a_state_whose_foreign_places_are_miscounted_stops_the_replica() {
     assert_eq!(check(&|_| {}), (true, true));
     let foreign = Place::new(50, key(&name(3))).stored_key();
     assert_eq!(check(&|records| drop(records.0.remove(&foreign))), (false, false));
+    let moved = |records: &mut Records| {
+        let bytes = records.0.remove(&foreign).unwrap();
+        records.0.insert(Place::new(5, key(&name(3))).stored_key(), bytes);
+    };
+    assert_eq!(check(&moved), (false, false), "it was due before");
     let surplus = Place::new(55, key(&name(3))).stored_key();
     assert_eq!(check(&|records| drop(records.0.insert(surplus.clone(), encode_bytes(13)))), (false, false));
 }
@@ -222,7 +249,7 @@ fn a_write_outside_the_keys_that_a_split_has_left_stops_the_replica() {
     let whole = left.descriptor.clone();
     left.split(&key(&name(2)));
     let context = Replica::context(&whole, 9, 2, &Refs::NONE);
-    let command = [encode_command(&put_expiring(&name(3), "v", 70))];
+    let command = [encode_command(&put_expiring("other", "v", 70))];
     let failed = left.machine.apply(&context, &command, &left.records, &mut WriteSet::new());
     assert!(matches!(failed, Err(MachineError::Corrupt(_))), "{failed:?}");
 }
