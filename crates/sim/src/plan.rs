@@ -255,8 +255,10 @@ impl Plan {
         if rng.random_bool(0.4) {
             plan.add_some(&mut rng, Fault::Move, [50, 300, 1_500]);
         }
-        if rng.random_bool(0.5) {
-            plan.add_some(&mut rng, Fault::Split, [50, 300, 1_500]);
+        if rng.random_bool(0.7) {
+            for _ in 0..rng.random_range(1..5) {
+                plan.add_some(&mut rng, Fault::Split, [50, 300, 1_500]);
+            }
         }
         plan
     }

@@ -287,7 +287,8 @@ impl<T> Core<T> {
     /// Steps a Raft message. Messages for a replica that is absent, unverified or abandoned are dropped: only
     /// the metadata group creates replicas, never a message.
     fn receive(&mut self, from: NodeId, shard: ShardId, message: Message, effects: &mut Effects<T>) {
-        let Some(replica) = self.replicas.get_mut(&message.to) else {
+        let awaits_creation = self.unborn.awaits(message.to);
+        let Some(replica) = self.replicas.get_mut(&message.to).filter(|_| !awaits_creation) else {
             self.unborn.keep(from, shard, message);
             return;
         };
@@ -340,7 +341,7 @@ impl<T> Core<T> {
         self.by_shard.insert((state.shard, id));
         self.choose_serving(state.shard);
         self.schedule.changed.insert(id);
-        if !recovered && state.hard_state.vote != id {
+        if !recovered && state.hard_state.vote == ReplicaId::NONE {
             self.open_group(id, state, Origin::Created, effects);
         }
     }

@@ -59,22 +59,30 @@ impl<T> Default for Splitting<T> {
 pub(super) struct Unborn {
     /// Those that are not created yet: the replica that each comes of, and messages for it.
     expected: BTreeMap<ReplicaId, (ReplicaId, Vec<(NodeId, ShardId, Message)>)>,
-    /// Those that lead first, once their creation is durable.
-    heirs: BTreeMap<ReplicaId, ReplicaLog>,
+    /// Those whose creation is being written: they promise a vote, so their groups begin when it is durable. With messages
+    /// for them.
+    created: BTreeMap<ReplicaId, (ReplicaLog, Vec<(NodeId, ShardId, Message)>)>,
 }
 
 impl Unborn {
     /// Keeps a message for a replica that is about to be created. Any other one is dropped.
     pub(super) fn keep(&mut self, from: NodeId, shard: ShardId, message: Message) {
-        let kept = self.expected.get_mut(&message.to).map(|(_, kept)| kept);
+        let expected = self.expected.get_mut(&message.to).map(|(_, kept)| kept);
+        let created = self.created.get_mut(&message.to).map(|(_, kept)| kept);
+        let kept = expected.or(created);
         if let Some(kept) = kept.filter(|kept| kept.len() < UNBORN_MESSAGES_MAX) {
             kept.push((from, shard, message));
         }
     }
 
+    /// Whether the creation of a replica is being written.
+    pub(super) fn awaits(&self, replica: ReplicaId) -> bool {
+        self.created.contains_key(&replica)
+    }
+
     pub(super) fn forget(&mut self, replica: ReplicaId) {
         self.expected.remove(&replica);
-        self.heirs.remove(&replica);
+        self.created.remove(&replica);
     }
 }
 
@@ -213,12 +221,7 @@ impl<T> Core<T> {
         let state = ReplicaLog { shard: split.child, hard_state, truncated: (index, term), last: index, checkpoint };
         effects.writes.push(created(child, &state));
         self.add_replica(child, &state, false, effects);
-        if split.heir == child {
-            self.unborn.heirs.insert(child, state);
-        }
-        for (from, shard, message) in messages {
-            self.receive(from, shard, message, effects);
-        }
+        self.unborn.created.insert(child, (state, messages));
     }
 
     /// Whether a replica is about to be created by a split that a replica here applies.
@@ -232,11 +235,17 @@ impl<T> Core<T> {
         is_expected
     }
 
-    /// The creation of a replica is durable. One that leads its shard first begins now: its vote cannot be lost.
+    /// The creation of a replica is durable, and its vote with it. The one for which all have voted leads now.
     pub(super) fn on_created(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
-        if let Some(state) = self.unborn.heirs.remove(&id).filter(|_| self.replicas.contains_key(&id)) {
-            self.open_group(id, &state, Origin::Heir, effects);
-            self.touched.insert(id);
+        let Some((state, messages)) = self.unborn.created.remove(&id) else { return };
+        if self.replicas.get(&id).is_none_or(|replica| replica.abandoned) {
+            return;
+        }
+        let origin = if state.hard_state.vote == id { Origin::Heir } else { Origin::Created };
+        self.open_group(id, &state, origin, effects);
+        self.touched.insert(id);
+        for (from, shard, message) in messages {
+            self.receive(from, shard, message, effects);
         }
     }
 }
