@@ -413,6 +413,36 @@ mod tests {
         assert_eq!(world.reconcile(&mut placement), []);
     }
 
+    /// Four shards on node 1 of two.
+    #[test]
+    fn a_shard_that_is_to_be_split_is_not_moved_for_balance_and_holds_up_no_other() {
+        let mut world = unbalanced();
+        (2..=ClusterVersion::SPLITS.0).for_each(|version| world.meta.raise_to(ClusterVersion(version)));
+        world.wall_ms = world.meta.state().node(node(2)).expect("a node").joined_at_ms + SETTLE_MS;
+        let moved = |world: &World| {
+            let mut shards = BTreeSet::new();
+            for action in world.reconcile(&mut Placement::default()) {
+                let Action::Propose(MetaCommand::Batch(parts)) = action else { panic!("{action:?}") };
+                shards.extend(parts.iter().filter_map(|part| match part {
+                    MetaCommand::MoveReplica { shard, .. } => Some(*shard),
+                    _ => None,
+                }));
+            }
+            shards
+        };
+        let chosen = moved(&world);
+        assert_eq!(chosen.len(), 2);
+        for shard in &chosen {
+            let descriptor = world.meta.state().shard(*shard).expect("a shard").descriptor.clone();
+            let mut at = descriptor.range.start.to_vec();
+            at.push(b'k');
+            let command = MetaCommand::SplitShard { shard: *shard, at: at.into(), epoch: descriptor.epoch };
+            world.meta.apply(&command);
+        }
+        let others = moved(&world);
+        assert!(!others.is_empty() && others.is_disjoint(&chosen), "{others:?}");
+    }
+
     /// Four shards on node 1 of two. An operator has moved a replica of the first to node 2.
     #[test]
     fn what_an_operator_has_placed_stays_for_a_while() {
