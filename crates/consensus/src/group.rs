@@ -626,7 +626,6 @@ impl Group {
         change.after(&self.descriptor)
     }
 
-
     /// Steps down if this leader is no longer a voter; raft-rs leaves that to its caller.
     pub(crate) fn step_down_if_removed(&mut self) -> bool {
         let steps_down = self.node.raft.state == StateRole::Leader && !self.conf.is_voter(self.replica);

@@ -27,8 +27,8 @@ use flotilla_storage::{
     StateReader, WriteSet, remedy,
 };
 use flotilla_types::{
-    Checkpoint, ClusterVersion, ConfState, Entry, EntryKind, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId,
-    Timestamp,
+    Checkpoint, ClusterVersion, ConfState, Entry, EntryKind, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor,
+    ShardId, Timestamp,
 };
 
 use chain::Chain;

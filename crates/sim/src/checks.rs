@@ -181,8 +181,7 @@ impl Checks {
         let removed = self.descriptors.get(&shard).is_some_and(|known| known.removed.contains(&replica));
         assert!(!removed, "{replica} leads {shard} in {term} after it was removed");
         // The entry of the split is the vote of all, and a quorum of the shard before holds it.
-        let inherits =
-            term == Term(2) && self.splits.get(&shard).is_some_and(|(_, _, split)| split.heir == replica);
+        let inherits = term == Term(2) && self.splits.get(&shard).is_some_and(|(_, _, split)| split.heir == replica);
         let voted = |voter: &ReplicaId| {
             if inherits {
                 return true;

@@ -333,7 +333,8 @@ impl World {
         }
         let collection = meta.collections().find(|collection| collection.id == record.collection)?;
         let keys = keys_apart().map(|key| collection.record_key(key.as_bytes()).into_bytes());
-        let buckets = (0..collection.buckets).map(|bucket| RecordKey::new(collection.id, Bucket(bucket), &[]).into_bytes());
+        let buckets =
+            (0..collection.buckets).map(|bucket| RecordKey::new(collection.id, Bucket(bucket), &[]).into_bytes());
         let range = &record.descriptor.range;
         let points: Vec<_> = keys.chain(buckets).filter(|at| *at > range.start && range.contains(at)).collect();
         let at = points.get(pick(which >> 8, points.len()))?.clone();

@@ -39,9 +39,11 @@ impl Split {
         let is_inside = self.at > before.range.start && before.range.contains(&self.at);
         let is_for_these = before.epoch.config == self.config_epoch
             && before.replicas.len() == self.replicas.len()
-            && before.replicas.iter().zip(&self.replicas).all(|(held, (parent, _))| {
-                held.replica == *parent && held.role == ReplicaRole::Voter
-            });
+            && before
+                .replicas
+                .iter()
+                .zip(&self.replicas)
+                .all(|(held, (parent, _))| held.replica == *parent && held.role == ReplicaRole::Voter);
         if !is_inside || !is_for_these || self.child == before.shard {
             return Err(ChangeError::NotApplicable);
         }

@@ -10,7 +10,10 @@ use flotilla_types::{
     ShardDescriptor, ShardId, Term, Timestamp,
 };
 
-use super::{Effects, Request, RequestError, entry_bytes::EntryBytes, gate::Parked, log_refs::LogRefs, offers::Offer, split::Splitting};
+use super::{
+    Effects, Request, RequestError, entry_bytes::EntryBytes, gate::Parked, log_refs::LogRefs, offers::Offer,
+    split::Splitting,
+};
 use crate::HostConfig;
 
 /// Reads that share one confirmation of leadership by a quorum.
@@ -259,7 +262,8 @@ impl<T> Replica<T> {
     pub(super) fn outdated(&self, request: &Request<T>) -> Option<RequestError> {
         let outdated = request.range_epoch.is_some_and(|epoch| epoch < self.descriptor.epoch.range);
         let heirs = || self.splitting.iter().flat_map(|splitting| &splitting.heirs).cloned();
-        outdated.then(|| RequestError::StaleEpoch { now: [self.descriptor.clone()].into_iter().chain(heirs()).collect() })
+        outdated
+            .then(|| RequestError::StaleEpoch { now: [self.descriptor.clone()].into_iter().chain(heirs()).collect() })
     }
 
     /// Whether commands may be proposed: the clock of all earlier entries is known.

@@ -12,7 +12,10 @@ use flotilla_types::{
     Checkpoint, HardState, Holder, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
 };
 
-use super::{ApplyTask, Core, Effects, Hold, created, replica::{Checkpointing, Replica}};
+use super::{
+    ApplyTask, Core, Effects, Hold, created,
+    replica::{Checkpointing, Replica},
+};
 
 /// The term of a new shard's first leader, in which every replica has voted for it.
 const FIRST_TERM: Term = Term(2);

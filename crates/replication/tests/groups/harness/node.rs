@@ -586,7 +586,9 @@ impl World {
     fn worked(&mut self, node: &mut Node, running: &mut Running, job: Job) {
         match job {
             Job::Build(replica, format) => match node.engine.build(replica, format) {
-                Ok(checkpoint) => self.take(node, running, Input::Built { replica, checkpoint: Some(checkpoint), split: None }),
+                Ok(checkpoint) => {
+                    self.take(node, running, Input::Built { replica, checkpoint: Some(checkpoint), split: None })
+                }
                 Err(EngineError::NotOpen(_)) => {}
                 Err(error) => panic!("{replica}: {error}"),
             },
