@@ -442,8 +442,12 @@ fn what_a_split_built_stays_until_it_is_installed(storage: &mut Storage<'_>) {
     let right = left.give_up(&bytes(""), 552);
     let built = left.build(&*engine);
     let right = Part { durable: engine.built_split(left.id).expect("it is built"), ..right };
-    other.go_on(&*engine, &mut choices);
     let objects: Vec<_> = right.durable.objects().collect();
+    // Who had them held lets go.
+    let offer = Holder::Offer { from: left.id, to: other.id };
+    engine.hold(offer, &objects);
+    engine.hold(offer, &[]);
+    (0..3).for_each(|_| other.go_on(&*engine, &mut choices));
     assert!(engine.missing(&objects).is_empty());
     engine.hold(Holder::Checkpoint(right.id), &objects);
     left.install(&*engine, built);
