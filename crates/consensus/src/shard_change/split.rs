@@ -101,7 +101,7 @@ impl Split {
         let config_epoch = bytes.try_get_u64().map_err(malformed)?;
         let heir = ReplicaId(bytes.try_get_u64().map_err(malformed)?);
         let count = bytes.len() / 16;
-        if bytes.len() % 16 != 0 || !(1..=Self::REPLICAS_MAX).contains(&count) {
+        if !bytes.len().is_multiple_of(16) || !(1..=Self::REPLICAS_MAX).contains(&count) {
             return Err(ChangeError::Malformed);
         }
         let mut replicas = Vec::with_capacity(count);

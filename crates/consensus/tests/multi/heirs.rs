@@ -66,3 +66,27 @@ fn nobody_leads_for_whom_its_own_log_has_not_voted() {
     let hard_state = HardState { term: Term(1), vote: ReplicaId(2), commit: state.hard_state.commit };
     assert!(!opens(&flotilla_storage::ReplicaLog { hard_state, ..state }), "the term of its checkpoint");
 }
+
+/// The new shard would have the voters of both configurations.
+#[test]
+fn a_shard_is_not_split_while_its_configuration_is_joint() {
+    let mut driver = elected(&[1, 2, 3]);
+    driver.create(4, &[]);
+    driver.change(1, &ConfChange::AddLearner { replica: ReplicaId(4), node: NodeId(4) });
+    driver.heartbeat();
+    let split = |driver: &mut Driver| {
+        let descriptor = driver.nodes[&1].raft.group(ReplicaId(1)).expect("a group").descriptor().clone();
+        let replicas: Vec<_> =
+            descriptor.replicas.iter().map(|held| (held.replica, ReplicaId(held.replica.0 + 10))).collect();
+        let (at, child, config_epoch) = (Bytes::from_static(b"m"), ShardId(9), descriptor.epoch.config);
+        let change = ShardChange::Split(Split { at, child, config_epoch, replicas, heir: ReplicaId(11) });
+        driver.node(1).raft.propose_shard_change(ReplicaId(1), &change, &mut Effects::default())
+    };
+    assert_eq!(split(&mut driver), Err(ProposeError::Configuration), "replica 4 is a learner");
+    driver.change(1, &ConfChange::Swap { promote: vec![ReplicaId(4)], demote: vec![ReplicaId(3)] });
+    assert!(driver.conf(1).is_joint());
+    assert_eq!(split(&mut driver), Err(ProposeError::Configuration));
+    driver.change(1, &ConfChange::LeaveJoint);
+    driver.change(1, &ConfChange::RemoveLearner { replica: ReplicaId(3) });
+    assert!(split(&mut driver).is_ok());
+}

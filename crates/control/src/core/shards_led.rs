@@ -247,6 +247,40 @@ mod tests {
         assert_eq!(world.reconcile(&mut ShardsLed::default()), [leave, report]);
     }
 
+    #[test]
+    fn a_planned_split_is_proposed_with_the_leaders_own_heir_unless_it_is_paused() {
+        let mut meta = Meta::of_nodes(3);
+        let shard = meta.collection(&[&[1, 2, 3]])[0];
+        let child = meta.plan_split(shard);
+        let mut world = World::new(2, meta);
+        let mut leader = leads(shard.0, &[(2, 3), (1, 2), (3, 4)], &[]);
+        leader.descriptor = world.meta.state().shard(shard).expect("a shard").descriptor.clone();
+        world.replicas = vec![leader.clone()];
+        let planned = world.meta.state().shard(shard).and_then(|record| record.split.clone()).expect("a plan");
+        let heir = planned.replicas.iter().find(|(parent, _)| *parent == ReplicaId(3)).expect("one for each").1;
+        let split = Split {
+            at: planned.at.clone(),
+            child,
+            config_epoch: leader.descriptor.epoch.config,
+            replicas: planned.replicas.clone(),
+            heir,
+        };
+        let propose = [Action::ChangeShard { shard, change: ShardChange::Split(split) }];
+        let mut led = ShardsLed::default();
+        assert_eq!(world.reconcile(&mut led), propose);
+        assert_eq!(world.reconcile(&mut led), propose, "it may have been refused");
+        let mut ahead = leader.clone();
+        ahead.descriptor.epoch.config += 1;
+        world.replicas = vec![ahead];
+        let actions = world.reconcile(&mut ShardsLed::default());
+        assert!(matches!(actions[..], [Action::Propose(MetaCommand::ReportShard { .. })]), "{actions:?}");
+        world.replicas = vec![leader];
+        let operation = planned.operation;
+        let change = flotilla_meta::OperationChange::Pause;
+        world.meta.apply(&MetaCommand::ChangeOperation { operation, changes: 0, change });
+        assert_eq!(world.reconcile(&mut ShardsLed::default()), []);
+    }
+
     /// Node 1 is to be replaced by node 4. Nodes 2 and 3 are caught up, but node 2 drains.
     #[test]
     fn a_suspected_node_takes_over_rather_than_one_that_drains() {

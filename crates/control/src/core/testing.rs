@@ -165,6 +165,26 @@ impl Meta {
         self.state().shards().map(|shard| shard.id).filter(|shard| !before.contains(shard)).collect()
     }
 
+    /// Plans the split of a shard, and puts what that needs in force. Returns the new shard.
+    pub(crate) fn plan_split(&mut self, shard: ShardId) -> ShardId {
+        (2..=ClusterVersion::SPLITS.0).for_each(|version| self.raise_to(ClusterVersion(version)));
+        let descriptor = self.state().shard(shard).expect("a shard").descriptor.clone();
+        let at = [&descriptor.range.start[..], b"m"].concat().into();
+        self.apply(&MetaCommand::SplitShard { shard, at, epoch: descriptor.epoch });
+        self.state().shard(shard).and_then(|record| Some(record.split.as_ref()?.child)).expect("a planned split")
+    }
+
+    /// The shard has been split as planned. Returns its descriptor after that.
+    pub(crate) fn report_split(&mut self, shard: ShardId) -> ShardDescriptor {
+        let state = self.state();
+        let record = state.shard(shard).expect("a shard");
+        let mut descriptor = record.descriptor.clone();
+        descriptor.epoch.range += 1;
+        descriptor.range.end = record.split.as_ref().expect("a planned split").at.clone();
+        self.apply(&MetaCommand::ReportShard { descriptor: descriptor.clone() });
+        descriptor
+    }
+
     pub(crate) fn drop_collection(&mut self) {
         let collection = self.collection.take().expect("a collection");
         self.apply(&MetaCommand::DropCollection { collection });
