@@ -99,9 +99,9 @@ async fn a_shard_is_split_at_a_key_of_any_bytes_or_in_the_middle() {
     }
     let long = format!(r#"{{"at":"{}"}}"#, "k".repeat(KEY_BYTES_MAX + 1));
     for (body, problem) in [
-        (r#"{"at":""}"#, "invalid_argument"),
-        (&long, "invalid_argument"),
-        (r#"{"at":"?","encoding":"base64"}"#, "invalid_argument"),
+        (r#"{"at":""}"#, "key_size"),
+        (&long, "key_size"),
+        (r#"{"at":"?","encoding":"base64"}"#, "malformed_request"),
         (r#"{"key":"k"}"#, "malformed_request"),
     ] {
         assert_eq!(ask("s4", body).await.problem(), (400, problem.to_owned()), "{body}");
