@@ -136,10 +136,12 @@ impl<T> Core<T> {
         if splitting.proposed.is_some_and(|(of, index)| of == term && applied < index) {
             return;
         }
-        let is_flushed = splitting.flushed == Some(split.child);
-        if !is_idle || (is_full && !is_flushed) {
+        if !is_idle {
             splitting.asked = Some(split.clone());
-            splitting.flushed = Some(split.child);
+            return;
+        }
+        if is_full && splitting.flushed.replace(split.child) != Some(split.child) {
+            splitting.asked = Some(split.clone());
             self.want_checkpoint(id, effects);
             return;
         }
