@@ -16,9 +16,9 @@ pub struct Split {
     pub at: Bytes,
     /// The new shard.
     pub child: ShardId,
-    /// The configuration epoch that the split is for. With any other one it does not apply: `replicas` would not be
-    /// those of the shard.
-    pub config_epoch: u64,
+    /// The shard's epoch that the split is for. With any other one it does not apply: `replicas` would not be those of
+    /// the shard, or whoever planned it would expect another epoch of the new one.
+    pub epoch: Epoch,
     /// Each replica of the shard, all of them voters, with the replica of the new shard on its node. Ascending.
     pub replicas: Vec<(ReplicaId, ReplicaId)>,
     /// The replica of the new shard that leads it first, without an election.
@@ -37,7 +37,7 @@ impl Split {
     /// The split does not apply to it.
     pub fn halves(&self, before: &ShardDescriptor) -> Result<(ShardDescriptor, ShardDescriptor), ChangeError> {
         let is_inside = self.at > before.range.start && before.range.contains(&self.at);
-        let is_for_these = before.epoch.config == self.config_epoch
+        let is_for_these = before.epoch == self.epoch
             && before.replicas.len() == self.replicas.len()
             && before
                 .replicas
@@ -76,12 +76,13 @@ impl Split {
     }
 
     pub(super) fn encode(&self, head: &[u8]) -> Bytes {
-        let mut bytes = BytesMut::with_capacity(head.len() + 27 + self.at.len() + 16 * self.replicas.len());
+        let mut bytes = BytesMut::with_capacity(head.len() + 34 + self.at.len() + 16 * self.replicas.len());
         bytes.put_slice(head);
         bytes.put_u16(u16::try_from(self.at.len()).unwrap_or(u16::MAX));
         bytes.put_slice(&self.at);
         bytes.put_u64(self.child.0);
-        bytes.put_u64(self.config_epoch);
+        bytes.put_u64(self.epoch.range);
+        bytes.put_u64(self.epoch.config);
         bytes.put_u64(self.heir.0);
         for (parent, child) in &self.replicas {
             bytes.put_u64(parent.0);
@@ -98,7 +99,8 @@ impl Split {
         }
         let at = bytes.copy_to_bytes(at_bytes);
         let child = ShardId(bytes.try_get_u64().map_err(malformed)?);
-        let config_epoch = bytes.try_get_u64().map_err(malformed)?;
+        let range = bytes.try_get_u64().map_err(malformed)?;
+        let epoch = Epoch { range, config: bytes.try_get_u64().map_err(malformed)? };
         let heir = ReplicaId(bytes.try_get_u64().map_err(malformed)?);
         let count = bytes.len() / 16;
         if !bytes.len().is_multiple_of(16) || !(1..=Self::REPLICAS_MAX).contains(&count) {
@@ -115,7 +117,7 @@ impl Split {
             && children[0] != ReplicaId::NONE
             && children.contains(&heir)
             && !at.is_empty();
-        let split = Self { at, child, config_epoch, replicas, heir };
+        let split = Self { at, child, epoch, replicas, heir };
         if is_valid { Ok(split) } else { Err(ChangeError::Malformed) }
     }
 }
@@ -129,14 +131,13 @@ pub(super) mod tests {
 
     pub(in super::super) fn any_split() -> impl Strategy<Value = Split> {
         let at = proptest::collection::vec(any::<u8>(), 1..40);
-        (at, any::<u64>(), any::<u64>(), 1..5_u64, 1..1_000_u64).prop_map(|(at, child, config_epoch, count, first)| {
-            Split {
-                at: at.into(),
-                child: ShardId(child),
-                config_epoch,
-                replicas: (0..count).map(|n| (ReplicaId(first + n), ReplicaId(5_000 - n))).collect(),
-                heir: ReplicaId(5_000),
-            }
+        let epoch = (any::<u64>(), any::<u64>()).prop_map(|(range, config)| Epoch { range, config });
+        (at, any::<u64>(), epoch, 1..5_u64, 1..1_000_u64).prop_map(|(at, child, epoch, count, first)| Split {
+            at: at.into(),
+            child: ShardId(child),
+            epoch,
+            replicas: (0..count).map(|n| (ReplicaId(first + n), ReplicaId(5_000 - n))).collect(),
+            heir: ReplicaId(5_000),
         })
     }
 
@@ -154,7 +155,7 @@ pub(super) mod tests {
     fn split() -> Split {
         let replicas = [(1, 13), (2, 12), (3, 11)].map(|(parent, child)| (ReplicaId(parent), ReplicaId(child)));
         let at = Bytes::from_static(b"m");
-        Split { at, child: ShardId(9), config_epoch: 7, replicas: replicas.into(), heir: ReplicaId(12) }
+        Split { at, child: ShardId(9), epoch: before().epoch, replicas: replicas.into(), heir: ReplicaId(12) }
     }
 
     #[test]
@@ -175,7 +176,8 @@ pub(super) mod tests {
         for at in ["b", "a", "y", "z"] {
             refused(Split { at: at.into(), ..split() });
         }
-        refused(Split { config_epoch: 8, ..split() });
+        refused(Split { epoch: Epoch { range: 4, config: 8 }, ..split() });
+        refused(Split { epoch: Epoch { range: 3, config: 7 }, ..split() });
         refused(Split { replicas: split().replicas[..2].to_vec(), ..split() });
         refused(Split { child: ShardId(1), ..split() });
         let mut learner = before();
@@ -183,7 +185,7 @@ pub(super) mod tests {
         assert_eq!(split().halves(&learner), Err(ChangeError::NotApplicable));
         let mut last = before();
         last.epoch.range = u64::MAX;
-        assert_eq!(split().halves(&last), Err(ChangeError::NotApplicable));
+        assert_eq!(Split { epoch: last.epoch, ..split() }.halves(&last), Err(ChangeError::NotApplicable));
     }
 
     #[test]

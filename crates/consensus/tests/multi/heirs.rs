@@ -78,8 +78,8 @@ fn a_shard_is_not_split_while_its_configuration_is_joint() {
         let descriptor = driver.nodes[&1].raft.group(ReplicaId(1)).expect("a group").descriptor().clone();
         let replicas: Vec<_> =
             descriptor.replicas.iter().map(|held| (held.replica, ReplicaId(held.replica.0 + 10))).collect();
-        let (at, child, config_epoch) = (Bytes::from_static(b"m"), ShardId(9), descriptor.epoch.config);
-        let change = ShardChange::Split(Split { at, child, config_epoch, replicas, heir: ReplicaId(11) });
+        let (at, child, epoch) = (Bytes::from_static(b"m"), ShardId(9), descriptor.epoch);
+        let change = ShardChange::Split(Split { at, child, epoch, replicas, heir: ReplicaId(11) });
         driver.node(1).raft.propose_shard_change(ReplicaId(1), &change, &mut Effects::default())
     };
     assert_eq!(split(&mut driver), Err(ProposeError::Configuration), "replica 4 is a learner");

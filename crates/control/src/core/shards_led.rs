@@ -148,8 +148,8 @@ fn planned_split(meta: &MetaState, leader: &ReplicaStatus, record: &ShardRecord)
     let mut replicas = planned.replicas.clone();
     replicas.sort_unstable();
     let (_, heir) = *replicas.iter().find(|(parent, _)| *parent == leader.replica)?;
-    let config_epoch = leader.descriptor.epoch.config;
-    let split = Split { at: planned.at.clone(), child: planned.child, config_epoch, replicas, heir };
+    let (at, child, epoch) = (planned.at.clone(), planned.child, record.descriptor.epoch);
+    let split = Split { at, child, epoch, replicas, heir };
     split.halves(&leader.descriptor).is_ok().then_some(ShardChange::Split(split))
 }
 
@@ -261,7 +261,7 @@ mod tests {
         let split = Split {
             at: planned.at.clone(),
             child,
-            config_epoch: leader.descriptor.epoch.config,
+            epoch: leader.descriptor.epoch,
             replicas: planned.replicas.clone(),
             heir,
         };

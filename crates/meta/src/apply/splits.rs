@@ -73,7 +73,8 @@ impl MetaState {
                 && reported.epoch.range > known.epoch.range
         });
         let split = planned.ok_or(MetaRefusal::Invalid(Field::Descriptor))?;
-        Ok(Some(split_off(record, split, reported.epoch.range)))
+        // The split applied to the recorded epoch only, whatever followed it.
+        Ok(Some(split_off(record, split, known.epoch.range.saturating_add(1))))
     }
 
     /// Adds the shard that was split off its parent, and forgets the plan.
