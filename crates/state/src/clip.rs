@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use flotilla_objects::ObjectStore;
 use flotilla_storage::KeyRanges;
+use flotilla_types::KeyRange;
 
 use crate::{
     piece::{FooterCheck, PieceIndex, PieceVersion},
@@ -49,9 +50,11 @@ fn last_key(objects: &ObjectStore, table: &Table, number: usize) -> Option<Vec<u
     Some(index.last_key().to_vec())
 }
 
-/// The parts of each table: they follow each other.
+/// The parts of each table: they follow each other. Two runs of the same records have one manifest, too, and are no
+/// parts.
 fn whole(tables: &[Arc<Table>]) -> impl Iterator<Item = &[Arc<Table>]> {
-    tables.chunk_by(|left, right| left.shares_manifest(right))
+    let is_next = |left: &KeyRange, right: &KeyRange| !left.end.is_empty() && left.end <= right.start;
+    tables.chunk_by(move |left, right| left.shares_manifest(right) && is_next(&left.clip, &right.clip))
 }
 
 /// How many tables these are parts of.
@@ -73,7 +76,7 @@ pub(crate) fn hidden_bytes(tables: &[Arc<Table>]) -> u64 {
 mod tests {
     use bytes::Bytes;
     use flotilla_storage::Value;
-    use flotilla_types::{CheckpointFormat, KeyRange, LogIndex, ReplicaId};
+    use flotilla_types::{CheckpointFormat, LogIndex, ReplicaId};
 
     use super::*;
     use crate::{

@@ -64,8 +64,11 @@ impl<T> Core<T> {
     /// Steps what of an append needs no object, and parks the rest.
     fn pass(&mut self, mut message: Message, effects: &mut Effects<T>) {
         let Some(group) = self.raft.group(message.to) else { return };
-        // An entry that is in the log has its objects.
-        let waits = |entry: &Entry| !refs_of(entry).is_empty() && group.term_of(entry.index) != Some(entry.term);
+        // An entry that is in the log has its objects, and one that a checkpoint covers needs none.
+        let is_new = |entry: &Entry| {
+            entry.index > group.truncated().0 && group.term_of(entry.index) != Some(entry.term)
+        };
+        let waits = |entry: &Entry| !refs_of(entry).is_empty() && is_new(entry);
         let cut = message.entries.iter().position(waits);
         // Raft ignores messages of an earlier term.
         let Some(cut) = cut.filter(|_| message.term >= group.status().term) else {
@@ -114,7 +117,11 @@ impl<T> Core<T> {
         let referring: Vec<_> = message.entries.iter().filter(|entry| !refs_of(entry).is_empty()).cloned().collect();
         self.raft.step(consensus::Input::Message(message), &mut self.raft_effects);
         let (Some(replica), Some(group)) = (self.replicas.get_mut(&id), self.raft.group(id)) else { return };
-        for entry in referring.iter().filter(|entry| group.term_of(entry.index) == Some(entry.term)) {
+        // The last truncated entry has a term, too. It may come once more, and no truncation would end its hold.
+        let is_held = |entry: &&Entry| {
+            entry.index > group.truncated().0 && group.term_of(entry.index) == Some(entry.term)
+        };
+        for entry in referring.iter().filter(is_held) {
             replica.log_refs.add(id, entry, effects);
         }
     }
