@@ -65,9 +65,8 @@ impl<T> Core<T> {
     fn pass(&mut self, mut message: Message, effects: &mut Effects<T>) {
         let Some(group) = self.raft.group(message.to) else { return };
         // An entry that is in the log has its objects, and one that a checkpoint covers needs none.
-        let is_new = |entry: &Entry| {
-            entry.index > group.truncated().0 && group.term_of(entry.index) != Some(entry.term)
-        };
+        let is_new =
+            |entry: &Entry| entry.index > group.truncated().0 && group.term_of(entry.index) != Some(entry.term);
         let waits = |entry: &Entry| !refs_of(entry).is_empty() && is_new(entry);
         let cut = message.entries.iter().position(waits);
         // Raft ignores messages of an earlier term.
@@ -118,9 +117,8 @@ impl<T> Core<T> {
         self.raft.step(consensus::Input::Message(message), &mut self.raft_effects);
         let (Some(replica), Some(group)) = (self.replicas.get_mut(&id), self.raft.group(id)) else { return };
         // The last truncated entry has a term, too. It may come once more, and no truncation would end its hold.
-        let is_held = |entry: &&Entry| {
-            entry.index > group.truncated().0 && group.term_of(entry.index) == Some(entry.term)
-        };
+        let is_held =
+            |entry: &&Entry| entry.index > group.truncated().0 && group.term_of(entry.index) == Some(entry.term);
         for entry in referring.iter().filter(is_held) {
             replica.log_refs.add(id, entry, effects);
         }
