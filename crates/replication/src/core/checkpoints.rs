@@ -219,7 +219,7 @@ impl<T> Core<T> {
         &mut self,
         id: ReplicaId,
         checkpoint: Option<Checkpoint>,
-        split: Option<Checkpoint>,
+        split: Option<Box<Checkpoint>>,
         effects: &mut Effects<T>,
     ) {
         let Some(group) = self.raft.group(id) else { return };
@@ -246,7 +246,7 @@ impl<T> Core<T> {
             after: Vec::new(),
         });
         if let Some(split) = split {
-            self.create_split_off(id, split, effects);
+            self.create_split_off(id, *split, effects);
         }
     }
 

@@ -252,7 +252,7 @@ pub enum Input<T> {
         /// The checkpoint.
         checkpoint: Option<Checkpoint>,
         /// If its shard was split there: the first checkpoint of the replica that is split off.
-        split: Option<Checkpoint>,
+        split: Option<Box<Checkpoint>>,
     },
     /// The engine has installed a checkpoint that was built here.
     CheckpointInstalled {

@@ -57,14 +57,17 @@ impl<T> Default for Splitting<T> {
     }
 }
 
+/// Messages for a replica that is not there yet, with their senders.
+type Kept = Vec<(NodeId, ShardId, Message)>;
+
 /// Replicas that come of splits which this node has seen.
 #[derive(Default)]
 pub(super) struct Unborn {
     /// Those that are not created yet: the replica that each comes of, and messages for it.
-    expected: BTreeMap<ReplicaId, (ReplicaId, Vec<(NodeId, ShardId, Message)>)>,
+    expected: BTreeMap<ReplicaId, (ReplicaId, Kept)>,
     /// Those whose creation is being written: they promise a vote, so their groups begin when it is durable. With messages
     /// for them.
-    created: BTreeMap<ReplicaId, (ReplicaLog, Vec<(NodeId, ShardId, Message)>)>,
+    created: BTreeMap<ReplicaId, (ReplicaLog, Kept)>,
 }
 
 impl Unborn {
@@ -186,9 +189,9 @@ impl<T> Core<T> {
         let Some(first) = splitting.held_back.pop_front() else { return };
         splitting.under_way = split_of(&first).cloned();
         effects.apply.push(first);
-        while let Some(next) = splitting.held_back.pop_front_if(|next| split_of(next).is_none()) {
-            effects.apply.push(next);
-        }
+        let until = splitting.held_back.iter().position(|next| split_of(next).is_some());
+        let until = until.unwrap_or(splitting.held_back.len());
+        effects.apply.extend(splitting.held_back.drain(..until));
         replica.checkpointing = Checkpointing::Freezing;
         replica.checkpoint_wanted = false;
         replica.log_bytes = 0;

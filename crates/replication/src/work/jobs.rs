@@ -109,7 +109,7 @@ impl Job {
             },
             Self::Build { replica, format, failures } => match engine.build(replica, format) {
                 Ok(checkpoint) => {
-                    let split = engine.built_split(replica);
+                    let split = engine.built_split(replica).map(Box::new);
                     JobResult::Report(Input::Built { replica, checkpoint: Some(checkpoint), split })
                 }
                 // Destroyed in the meantime.
