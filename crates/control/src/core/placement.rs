@@ -413,24 +413,26 @@ mod tests {
         assert_eq!(world.reconcile(&mut placement), []);
     }
 
+    /// The shards of which a first pass moves replicas.
+    fn moved(world: &World) -> Vec<ShardId> {
+        let mut shards = Vec::new();
+        for action in world.reconcile(&mut Placement::default()) {
+            let Action::Propose(MetaCommand::Batch(parts)) = action else { panic!("{action:?}") };
+            shards.extend(parts.iter().filter_map(|part| match part {
+                MetaCommand::MoveReplica { shard, .. } => Some(*shard),
+                _ => None,
+            }));
+        }
+        shards
+    }
+
     /// Four shards on node 1 of two.
     #[test]
     fn a_shard_that_is_to_be_split_is_not_moved_for_balance_and_holds_up_no_other() {
         let mut world = unbalanced();
         (2..=ClusterVersion::SPLITS.0).for_each(|version| world.meta.raise_to(ClusterVersion(version)));
         world.wall_ms = world.meta.state().node(node(2)).expect("a node").joined_at_ms + SETTLE_MS;
-        let moved = |world: &World| {
-            let mut shards = BTreeSet::new();
-            for action in world.reconcile(&mut Placement::default()) {
-                let Action::Propose(MetaCommand::Batch(parts)) = action else { panic!("{action:?}") };
-                shards.extend(parts.iter().filter_map(|part| match part {
-                    MetaCommand::MoveReplica { shard, .. } => Some(*shard),
-                    _ => None,
-                }));
-            }
-            shards
-        };
-        let chosen = moved(&world);
+        let chosen: BTreeSet<_> = moved(&world).into_iter().collect();
         assert_eq!(chosen.len(), 2);
         for shard in &chosen {
             let descriptor = world.meta.state().shard(*shard).expect("a shard").descriptor.clone();
@@ -439,7 +441,7 @@ mod tests {
             let command = MetaCommand::SplitShard { shard: *shard, at: at.into(), epoch: descriptor.epoch };
             world.meta.apply(&command);
         }
-        let others = moved(&world);
+        let others: BTreeSet<_> = moved(&world).into_iter().collect();
         assert!(!others.is_empty() && others.is_disjoint(&chosen), "{others:?}");
     }
 
@@ -450,17 +452,6 @@ mod tests {
         (2..=ClusterVersion::OPERATIONS.0).for_each(|version| world.meta.raise_to(ClusterVersion(version)));
         let shards: Vec<_> = world.meta.state().shards().map(|shard| shard.id).skip(1).collect();
         world.wall_ms = world.meta.state().node(node(2)).expect("a node").joined_at_ms + SETTLE_MS;
-        let moved = |world: &World| {
-            let mut shards = Vec::new();
-            for action in world.reconcile(&mut Placement::default()) {
-                let Action::Propose(MetaCommand::Batch(parts)) = action else { panic!("{action:?}") };
-                shards.extend(parts.iter().filter_map(|part| match part {
-                    MetaCommand::MoveReplica { shard, .. } => Some(*shard),
-                    _ => None,
-                }));
-            }
-            shards
-        };
         assert_eq!(moved(&world).len(), 2);
         let begin = |world: &mut World, shard: ShardId| {
             let record = world.meta.state().shard(shard).expect("a shard").clone();

@@ -4,12 +4,10 @@
 
 use flotilla_consensus::Split;
 use flotilla_storage::{MachineError, SplitOff, StateEngine};
-use flotilla_types::{KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, Term};
+use flotilla_types::{KeyRange, Position, ReplicaId, ShardDescriptor};
 
 use super::{Ready, join_system};
-
-/// The position of a new shard's first checkpoint, as that of one that is founded.
-const FIRST: (LogIndex, Term) = (LogIndex(1), Term(1));
+use crate::core::FIRST_POSITION;
 
 impl Ready {
     /// Splits the machine, and freezes what the checkpoints of both halves begin with. The core has seen to it that no
@@ -30,9 +28,9 @@ impl Ready {
         }
         let right = KeyRange { start: split.at.clone(), end: before.range.end.clone() };
         let machine = self.machine.split(&right, &*self.reader)?;
-        let chain = self.chain.as_ref().map(|chain| chain.split_off(descriptor.shard, FIRST.0));
+        let chain = self.chain.as_ref().map(|chain| chain.split_off(descriptor.shard, FIRST_POSITION.0));
         let system = join_system(self.clock, (chain.as_ref(), child), &machine);
-        let (index, term) = FIRST;
+        let (index, term) = FIRST_POSITION;
         let position = Position { index, term, conf: split.conf(), descriptor };
         let split_off = SplitOff { at: split.at.clone(), position, system };
         let system = join_system(self.clock, (self.chain.as_ref(), replica), &self.machine.system());

@@ -14,7 +14,9 @@ use std::collections::{BTreeSet, VecDeque};
 use flotilla_consensus as consensus;
 use flotilla_types::{ClusterVersion, Entry, Holder, LogIndex, Message, ReplicaId, Term};
 
-use super::{Background, Core, Effects, Gather, GatherEnd, Hold, Request, RequestError, replica::Replica};
+use super::{
+    Background, Core, Effects, Gather, GatherEnd, Hold, Request, RequestError, log_refs::is_in_log, replica::Replica,
+};
 use crate::{refs_of, work};
 
 /// Bytes of entries that wait for objects, of each replica, besides the first message.
@@ -116,10 +118,8 @@ impl<T> Core<T> {
         let referring: Vec<_> = message.entries.iter().filter(|entry| !refs_of(entry).is_empty()).cloned().collect();
         self.raft.step(consensus::Input::Message(message), &mut self.raft_effects);
         let (Some(replica), Some(group)) = (self.replicas.get_mut(&id), self.raft.group(id)) else { return };
-        // The last truncated entry has a term, too. It may come once more, and no truncation would end its hold.
-        let is_held =
-            |entry: &&Entry| entry.index > group.truncated().0 && group.term_of(entry.index) == Some(entry.term);
-        for entry in referring.iter().filter(is_held) {
+        // One that was truncated may come once more, and no truncation would end its hold.
+        for entry in referring.iter().filter(|entry| is_in_log(group, entry.index, entry.term)) {
             replica.log_refs.add(id, entry, effects);
         }
     }

@@ -58,6 +58,10 @@ use rest::RestingReplicas;
 use schedule::Schedule;
 pub use status::{Replicas, StatusUpdates};
 
+/// The position of a shard's first checkpoint: behind one imaginary entry, so that a later replica always needs a
+/// snapshot.
+pub(crate) const FIRST_POSITION: (LogIndex, Term) = (LogIndex(1), Term(1));
+
 /// Bound on the senders that a replica knows from their messages only: replicas that a newer configuration
 /// added.
 const ROUTES_MAX: usize = 64;
@@ -375,7 +379,7 @@ impl<T> Core<T> {
         }
         // Founders start after one imaginary entry, so that a later replica always needs a snapshot, which
         // carries the initial configuration: no entry does.
-        let (index, term) = if founding { (LogIndex(1), Term(1)) } else { (LogIndex(0), Term(0)) };
+        let (index, term) = if founding { FIRST_POSITION } else { (LogIndex(0), Term(0)) };
         let voters = descriptor.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
         let conf =
             if founding { ConfState::of_voters(voters.map(|voter| voter.replica)) } else { ConfState::default() };

@@ -1,7 +1,7 @@
 //! Splits: when one is proposed, the checkpoint that both halves begin with, and the replica that comes of it.
 //!
-//! Invariants: the new replica is created in the batch that makes the old one's checkpoint at the split durable, so that
-//! a replica has either both or meets the entry again; entries behind a split are applied only when no earlier
+//! Invariants: the new replica is created in the batch that makes the old one's checkpoint at the split durable, so
+//! that a replica has either both or meets the entry again; entries behind a split are applied only when no earlier
 //! checkpoint is being made; a replica that is here already, or must not be, is left as it is.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -65,8 +65,8 @@ type Kept = Vec<(NodeId, ShardId, Message)>;
 pub(super) struct Unborn {
     /// Those that are not created yet: the replica that each comes of, and messages for it.
     expected: BTreeMap<ReplicaId, (ReplicaId, Kept)>,
-    /// Those whose creation is being written: they promise a vote, so their groups begin when it is durable. With messages
-    /// for them.
+    /// Those whose creation is being written, and messages for them: they promise a vote, so their groups begin when it
+    /// is durable.
     created: BTreeMap<ReplicaId, (ReplicaLog, Kept)>,
 }
 
