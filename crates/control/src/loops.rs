@@ -391,6 +391,7 @@ impl Context {
                 tracing::info!(%shard, ?change, "changing a shard");
                 self.host.change_shard(shard, change);
             }
+            Action::PrepareSplit { shard, at } => self.host.prepare_split(shard, at),
             Action::ReadFingerprints { shard, of } => return Some(self.read_fingerprints(shard, of).await),
             Action::GiveUp { node, shard, replica, evidence } => self.give_up(node, shard, replica, evidence).await,
             // `pass` sends consecutive proposals together.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_storage::{
-    ApplyContext, DeferredRead, MachineError, Overlay, ReadContext, StateMachine, StateReader, Upcoming, WriteSet,
+    ApplyContext, CountAhead, DeferredRead, MachineError, Overlay, ReadContext, StateMachine, StateReader, Upcoming, WriteSet,
     switched_version,
 };
 use flotilla_types::{ClusterVersion, KeyRange, SessionId, Timestamp, VersionRange};
@@ -252,6 +252,10 @@ impl StateMachine for KvMachine {
         self.split_off(right, records)
     }
 
+    fn count_ahead(&mut self, right: &KeyRange) -> Option<Arc<dyn CountAhead>> {
+        Some(self.begin_count(right))
+    }
+
     fn system(&self) -> Bytes {
         let (records, bytes) = self.stats.stored();
         let (version, clock, expiries) = (self.version, self.clock, self.stats.expiries.stored().clone());
@@ -333,5 +337,7 @@ fn find_expiring(expiries: &mut Expiries, records: &dyn StateReader) -> Result<(
 }
 
 mod split;
+
+pub(crate) use split::Counting;
 #[cfg(test)]
 mod tests;

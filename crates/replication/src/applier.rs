@@ -423,6 +423,7 @@ impl Ready {
                 }
                 self.read(replica, wall_ms, queries, engine, slow_reads, out);
             }
+            ApplyTask::CountAhead { at, .. } => out.inputs.push(self.count_ahead(replica, at, engine)),
             ApplyTask::Freeze { .. } => {
                 if let Some(chain) = &mut self.chain {
                     chain.note_base(engine.logged_base(replica));
@@ -692,6 +693,7 @@ fn replica_of<T>(task: &ApplyTask<T>) -> ReplicaId {
         ApplyTask::Open { replica, .. }
         | ApplyTask::Apply { replica, .. }
         | ApplyTask::Read { replica, .. }
+        | ApplyTask::CountAhead { replica, .. }
         | ApplyTask::Freeze { replica }
         | ApplyTask::Close { replica } => *replica,
     }
@@ -710,6 +712,7 @@ fn drop_tasks<T>(tasks: impl IntoIterator<Item = ApplyTask<T>>, out: &mut Applie
             ApplyTask::Read { queries, .. } => {
                 out.replies.extend(queries.into_iter().map(|query| (query.reply, Err(RequestError::Stopped))));
             }
+            ApplyTask::CountAhead { replica, at } => out.inputs.push(Input::Counted { replica, at }),
             ApplyTask::Freeze { replica } => out.inputs.push(Input::Frozen { replica, frozen: false }),
             ApplyTask::Open { .. } | ApplyTask::Close { .. } => {}
         }

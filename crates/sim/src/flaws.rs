@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_replication::{Fingerprints, Input, ReplicaStatus, ShardChange};
-use flotilla_storage::{
+use flotilla_storage::{CountAhead, 
     ApplyContext, DeferredRead, Log as _, MachineError, MemoryLog, ReadContext, StateMachine, StateReader, Upcoming,
     WriteSet,
 };
@@ -120,6 +120,10 @@ impl StateMachine for Flawed {
 
     fn upkeep_due_ms(&self) -> Option<u64> {
         self.machine.upkeep_due_ms()
+    }
+
+    fn count_ahead(&mut self, right: &KeyRange) -> Option<Arc<dyn CountAhead>> {
+        self.machine.count_ahead(right)
     }
 
     fn split(&mut self, right: &KeyRange, records: &dyn StateReader) -> Result<Bytes, MachineError> {

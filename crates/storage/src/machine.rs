@@ -126,6 +126,15 @@ pub trait DeferredRead: Send + Sync {
     fn read(&self, context: &ReadContext<'_>, query: &[u8], records: &dyn StateReader) -> Result<Bytes, MachineError>;
 }
 
+/// Counts what a split would give up. See [`StateMachine::count_ahead`].
+pub trait CountAhead: Send + Sync {
+    /// Counts these records, of the state in which it was begun. May take long; calls `pause` now and then.
+    ///
+    /// # Errors
+    /// The records could not be read. Then nothing was counted.
+    fn run(&self, records: &dyn StateReader, pause: &mut dyn FnMut()) -> Result<(), MachineError>;
+}
+
 /// A deterministic state machine, one per replica.
 ///
 /// # Contract
@@ -196,6 +205,14 @@ pub trait StateMachine: Send + 'static {
     /// As for [`apply`](Self::apply). A machine whose shard is never split keeps this default.
     fn split(&mut self, _right: &KeyRange, _records: &dyn StateReader) -> Result<Bytes, MachineError> {
         Err(MachineError::Corrupt("a shard was split whose state machine cannot be"))
+    }
+
+    /// Begins to count ahead what [`split`](Self::split) at this range would give up, in place of an earlier count that
+    /// was begun. Returns what does it, on a snapshot of the records as they are now; the machine takes into account
+    /// what it applies meanwhile. A matter of this replica alone: a split gives the same result without, later. `None`
+    /// if a split has nothing to count.
+    fn count_ahead(&mut self, _right: &KeyRange) -> Option<Arc<dyn CountAhead>> {
+        None
     }
 
     /// The machine's own state, for a checkpoint. Equal states give equal bytes.

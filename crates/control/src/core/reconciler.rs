@@ -6,6 +6,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use bytes::Bytes;
 use flotilla_meta::{Addresses, MetaCommand, MetaReply, MetaState};
 use flotilla_replication::{ConfChange, GroupStatus, ReplicaStatus, Replicas, Role, ShardChange};
 use flotilla_types::{
@@ -104,6 +105,13 @@ pub enum Action {
         shard: ShardId,
         /// The change.
         change: ShardChange,
+    },
+    /// A split of a shard is planned, of which a follower is here: it may count ahead what it will give up. No outcome.
+    PrepareSplit {
+        /// The shard.
+        shard: ShardId,
+        /// The first key of the new shard.
+        at: Bytes,
     },
     /// Ask what replicas say of their states. Reported back as [`Outcome::Fingerprints`].
     ReadFingerprints {

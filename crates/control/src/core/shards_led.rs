@@ -8,7 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_membership::NodeState;
-use flotilla_meta::{MetaCommand, MetaState, NodeState as AdminState, OperationRecord, OperationState, ShardRecord};
+use bytes::Bytes;
+use flotilla_meta::{
+    MetaCommand, MetaState, NodeState as AdminState, OperationRecord, OperationState, PlannedSplit, ShardRecord,
+};
 use flotilla_replication::{ConfChange, ReplicaStatus, ShardChange, Split};
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
@@ -84,6 +87,10 @@ impl Reconciler for ShardsLed {
                 view.leader_of(shard).and_then(|(replica, group)| Some((replica, group, view.meta.shard(shard)?)));
             let Some((replica, group, record)) = led else {
                 self.operations.forget(shard);
+                if let Some(at) = planned_beside(view, shard) {
+                    actions.push(Action::PrepareSplit { shard, at });
+                    self.unsettled.insert(shard);
+                }
                 continue;
             };
             let changes = self.operations.observe(replica, group, &record.intent, gives_up, view.wall_ms);
@@ -138,13 +145,21 @@ impl Reconciler for ShardsLed {
     }
 }
 
+/// Whether nobody has paused a planned split.
+fn goes_on(meta: &MetaState, planned: &PlannedSplit) -> bool {
+    meta.operation(planned.operation).is_some_and(|operation| operation.state != OperationState::Paused)
+}
+
+/// The key at which a shard is to be split of which a follower is here.
+fn planned_beside(view: &View<'_>, shard: ShardId) -> Option<Bytes> {
+    let planned = view.meta.shard(shard)?.split.as_ref().filter(|planned| goes_on(view.meta, planned))?;
+    let is_before = |replica: &ReplicaStatus| replica.group.is_some() && replica.descriptor.range.contains(&planned.at);
+    view.replicas.of_shard(shard).any(is_before).then(|| planned.at.clone())
+}
+
 /// The split that an operator has ordered, led by the new shard's replica here, unless it is paused.
 fn planned_split(meta: &MetaState, leader: &ReplicaStatus, record: &ShardRecord) -> Option<ShardChange> {
-    let planned = record.split.as_ref()?;
-    let is_paused = |operation: &OperationRecord| operation.state == OperationState::Paused;
-    if meta.operation(planned.operation).is_none_or(is_paused) {
-        return None;
-    }
+    let planned = record.split.as_ref().filter(|planned| goes_on(meta, planned))?;
     let mut replicas = planned.replicas.clone();
     replicas.sort_unstable();
     let (_, heir) = *replicas.iter().find(|(parent, _)| *parent == leader.replica)?;

@@ -2,14 +2,26 @@
 //!
 //! Invariant: both halves follow from the log alone, so all replicas of the new shard begin alike.
 
+use bytes::Bytes;
 use flotilla_consensus::Split;
 use flotilla_storage::{MachineError, SplitOff, StateEngine};
 use flotilla_types::{KeyRange, Position, ReplicaId, ShardDescriptor};
 
 use super::{Ready, join_system};
 use crate::core::FIRST_POSITION;
+use crate::{Count, Input};
 
 impl Ready {
+    /// Begins to count what a split would give up. Not where a snapshot would hold up checkpoints for so long.
+    pub(super) fn count_ahead<T>(&mut self, replica: ReplicaId, at: Bytes, engine: &dyn StateEngine) -> Input<T> {
+        let right = KeyRange { start: at.clone(), end: self.position.descriptor.range.end.clone() };
+        let counting = (!engine.snapshots_delay_checkpoints()).then(|| self.machine.count_ahead(&right)).flatten();
+        match (counting, engine.snapshot(replica)) {
+            (Some(counting), Ok(records)) => Input::CountBegun(Count { replica, at, counting, records }),
+            (None, _) | (_, Err(_)) => Input::Counted { replica, at },
+        }
+    }
+
     /// Splits the machine, and freezes what the checkpoints of both halves begin with. The core has seen to it that no
     /// other checkpoint is being made.
     pub(super) fn split(

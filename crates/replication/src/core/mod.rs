@@ -45,7 +45,7 @@ use flotilla_types::{
 use crate::{FolderTrust, HostConfig};
 pub use announced::LEADERS_PER_ROUND;
 pub use effects::{
-    ApplyTask, Background, Effects, Gather, Hold, LostReason, Notice, Outgoing, Query, ReplicaStatus, Write,
+    ApplyTask, Background, Count, Effects, Gather, Hold, LostReason, Notice, Outgoing, Query, ReplicaStatus, Write,
 };
 use handshake::RecoveryHandshake;
 pub use handshake::first_sequence;
@@ -243,6 +243,9 @@ impl<T> Core<T> {
                     let _ = self.raft.propose_change(*replica, &change, &mut self.raft_effects);
                 }
             }
+            Input::PrepareSplit { shard, at } => self.prepare_split(shard, &at, effects),
+            Input::CountBegun(count) => effects.background.push(Background::Count(count)),
+            Input::Counted { replica, at } => self.on_counted(replica, &at, effects),
             Input::ChangeShard { shard, change } => self.change_shard(shard, &change, effects),
             Input::Transfer { shard, to } => self.transfer(shard, to),
             Input::StepDown => {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use bytes::Bytes;
 use flotilla_consensus::{Origin, ShardChange, Split};
 use flotilla_storage::ReplicaLog;
 use flotilla_types::{
@@ -32,6 +33,8 @@ const UNBORN_MESSAGES_MAX: usize = 8;
 pub(super) struct Splitting<T> {
     /// The split that is proposed when the checkpoint that is being made is there.
     asked: Option<Split>,
+    /// The key at which the shard is to be split, and whether what that gives up has been counted.
+    counted: Option<(Bytes, bool)>,
     /// The shard before whose split off this replica has checkpointed.
     flushed: Option<ShardId>,
     /// The term and the entry of the last one that was proposed here.
@@ -48,6 +51,7 @@ impl<T> Default for Splitting<T> {
     fn default() -> Self {
         Self {
             asked: None,
+            counted: None,
             flushed: None,
             proposed: None,
             under_way: None,
@@ -139,6 +143,11 @@ impl<T> Core<T> {
         if splitting.proposed.is_some_and(|(of, index)| of == term && applied < index) {
             return;
         }
+        if !splitting.counted.as_ref().is_some_and(|(at, done)| *at == split.at && *done) {
+            splitting.asked = Some(split.clone());
+            self.count_ahead(id, &split.at, effects);
+            return;
+        }
         if !is_idle {
             splitting.asked = Some(split.clone());
             return;
@@ -152,6 +161,36 @@ impl<T> Core<T> {
         let proposed = self.raft.propose_shard_change(id, &change, &mut self.raft_effects);
         if let (Ok(index), Some(replica)) = (proposed, self.replicas.get_mut(&id)) {
             replica.splitting().proposed = Some((term, index));
+        }
+    }
+
+    /// A split of a shard is planned: followers count as well, so that none of them reads records at the entry.
+    pub(super) fn prepare_split(&mut self, shard: ShardId, at: &Bytes, effects: &mut Effects<T>) {
+        if let Some(id) = self.serving.get(&shard).copied() {
+            self.count_ahead(id, at, effects);
+        }
+    }
+
+    /// Counts ahead what a split at this key gives up, once.
+    fn count_ahead(&mut self, id: ReplicaId, at: &Bytes, effects: &mut Effects<T>) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        if replica.loading || replica.abandoned || replica.halted {
+            return;
+        }
+        let splitting = replica.splitting();
+        if splitting.counted.as_ref().is_none_or(|(counted, _)| counted != at) {
+            splitting.counted = Some((at.clone(), false));
+            replica.hand_over(ApplyTask::CountAhead { replica: id, at: at.clone() }, effects);
+        }
+    }
+
+    /// A count has ended. If it could not be made, the split counts.
+    pub(super) fn on_counted(&mut self, id: ReplicaId, at: &Bytes, effects: &mut Effects<T>) {
+        let splitting = self.replicas.get_mut(&id).and_then(|replica| replica.splitting.as_mut());
+        let counted = splitting.and_then(|splitting| splitting.counted.as_mut()).filter(|(counted, _)| counted == at);
+        if let Some((_, done)) = counted {
+            *done = true;
+            self.propose_asked_split(id, effects);
         }
     }
 
@@ -188,6 +227,7 @@ impl<T> Core<T> {
         let Some(splitting) = replica.splitting.as_mut().filter(|_| is_idle) else { return };
         let Some(first) = splitting.held_back.pop_front() else { return };
         splitting.under_way = split_of(&first).cloned();
+        splitting.counted = None;
         effects.apply.push(first);
         let until = splitting.held_back.iter().position(|next| split_of(next).is_some());
         let until = until.unwrap_or(splitting.held_back.len());

@@ -226,6 +226,7 @@ impl World {
             Action::ChangeShard { shard, change } => {
                 self.enqueue(node, running, Input::ChangeShard { shard, change });
             }
+            Action::PrepareSplit { shard, at } => self.enqueue(node, running, Input::PrepareSplit { shard, at }),
             Action::ReadFingerprints { shard, of } => {
                 for (replica, to) in of {
                     if to == node.id {

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use flotilla_types::{ClusterVersion, Epoch, KeyRange, LogIndex, ShardDescriptor, ShardId};
 
-use crate::{ApplyContext, DeferredRead, MachineError, ReadContext, StateMachine, StateReader, Upcoming, WriteSet};
+use crate::{ApplyContext, CountAhead, DeferredRead, MachineError, ReadContext, StateMachine, StateReader, Upcoming, WriteSet};
 
 /// The descriptors of shards after each of their entries, as their replicas report them.
 #[derive(Debug, Default)]
@@ -104,6 +104,10 @@ impl StateMachine for Observed {
 
     fn upkeep_due_ms(&self) -> Option<u64> {
         self.machine.upkeep_due_ms()
+    }
+
+    fn count_ahead(&mut self, right: &KeyRange) -> Option<Arc<dyn CountAhead>> {
+        self.machine.count_ahead(right)
     }
 
     fn split(&mut self, right: &KeyRange, records: &dyn StateReader) -> Result<Bytes, MachineError> {

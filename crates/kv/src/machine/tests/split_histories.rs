@@ -3,9 +3,9 @@
 //! Each shard has two replicas: one that never restarts, and one that does and has few places in memory. They must
 //! stay equal.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use flotilla_storage::EngineError;
+use flotilla_storage::{CountAhead, EngineError};
 use flotilla_types::{Bucket, CollectionId, RecordKey, Refs};
 use proptest::{
     collection::{btree_map, vec},
@@ -26,6 +26,8 @@ enum Step {
     Entry(u64, Vec<Write>),
     /// A split of a shard.
     Split(Index, At),
+    /// One replica of a shard begins to count ahead of a split, in place of an earlier count.
+    Count(Index, At),
     /// A restart of a replica of each shard, which then keeps so many places in memory.
     Restart(usize),
     /// The checkpoint after a split.
@@ -39,6 +41,8 @@ enum At {
     First,
     Present(Index),
     Key(Bytes),
+    /// Where a replica has counted ahead, which ends now.
+    Counted,
 }
 
 fn whole_key(bucket: u16, name: &str) -> Bytes {
@@ -60,11 +64,14 @@ fn step() -> impl Strategy<Value = Step> {
         3 => any::<Index>().prop_map(At::Present),
         2 => some_key().prop_map(At::Key),
         1 => (0..3u16).prop_map(|bucket| At::Key(whole_key(bucket, ""))),
+        4 => Just(At::Counted),
     ];
+    let counted = prop_oneof![any::<Index>().prop_map(At::Present), some_key().prop_map(At::Key)];
     prop_oneof![
         12 => (0..6u64, vec(write(), 0..6)).prop_map(|(wait_ms, writes)| Step::Entry(wait_ms, writes)),
         2 => (20..40u64, vec(write(), 0..2)).prop_map(|(wait_ms, writes)| Step::Entry(wait_ms, writes)),
         3 => (any::<Index>(), at).prop_map(|(shard, at)| Step::Split(shard, at)),
+        3 => (any::<Index>(), counted).prop_map(|(shard, at)| Step::Count(shard, at)),
         3 => prop_oneof![1..9usize, 16..60usize].prop_map(Step::Restart),
         1 => Just(Step::Clip),
         2 => prop_oneof![Just(2u32), Just(4), Just(7)].prop_map(Step::Switch),
@@ -119,6 +126,8 @@ struct Shard {
     restarting: Replica,
     /// What `restarting` has said of the entries that come next.
     may_scan: bool,
+    /// The count that `steady` has begun, and the records as they were then.
+    counted: Option<(Bytes, Arc<dyn CountAhead>, Records)>,
 }
 
 impl Shard {
@@ -229,19 +238,42 @@ impl Shard {
 
     /// Splits it, if the key is inside.
     fn split(&mut self, at: &At) -> Option<Self> {
+        if matches!(at, At::Counted) {
+            let (at, counting, records) = self.counted.take()?;
+            counting.run(&records, &mut || ()).unwrap();
+            return self.split_at(&at);
+        }
+        self.split_at(&self.key(at)?)
+    }
+
+    fn key(&self, at: &At) -> Option<Bytes> {
         let (stored, range) = (self.stored(), self.steady.descriptor.range.clone());
         let at = match at {
+            At::Counted => return None,
             At::First => stored.keys().next()?.clone(),
             At::Present(index) if !stored.is_empty() => stored.keys().nth(index.index(stored.len()))?.clone(),
             At::Present(_) => return None,
             At::Key(key) => key.clone(),
         };
-        if at <= range.start || !range.contains(&at) {
+        (at > range.start && range.contains(&at)).then_some(at)
+    }
+
+    /// Begins to count what a split there would give up.
+    fn count(&mut self, at: &At) {
+        if let Some(at) = self.key(at) {
+            let right = KeyRange { start: at.clone(), end: self.steady.descriptor.range.end.clone() };
+            let counting = self.steady.machine.count_ahead(&right).expect("a count");
+            self.counted = Some((at, counting, self.steady.records.clone()));
+        }
+    }
+
+    fn split_at(&mut self, at: &Bytes) -> Option<Self> {
+        if !self.steady.descriptor.range.contains(at) {
             return None;
         }
-        let (steady, mut restarting) = (self.steady.split(&at), self.restarting.split(&at));
+        let (steady, mut restarting) = (self.steady.split(at), self.restarting.split(at));
         restarting.restart(3);
-        Some(Self { steady, restarting, may_scan: false })
+        Some(Self { steady, restarting, may_scan: false, counted: None })
     }
 
     /// Compares it with the records of all shards.
@@ -281,7 +313,7 @@ fn run(range: KeyRange, steps: &[Step], task: usize) {
         replica.descriptor.range = range.clone();
         replica
     };
-    let mut shards = vec![Shard { steady: replica(), restarting: replica(), may_scan: false }];
+    let mut shards = vec![Shard { steady: replica(), restarting: replica(), may_scan: false, counted: None }];
     let (mut all, mut now_ms, mut announced) = (BTreeMap::new(), 1, 0);
     for (n, step) in steps.iter().enumerate() {
         match step {
@@ -308,6 +340,10 @@ fn run(range: KeyRange, steps: &[Step], task: usize) {
                 if let Some(right) = shards[shard].split(at) {
                     shards.push(right);
                 }
+            }
+            Step::Count(shard, at) => {
+                let shard = shard.index(shards.len());
+                shards[shard].count(at);
             }
             Step::Restart(next_max) => shards.iter_mut().for_each(|shard| shard.restarting.restart(*next_max)),
             Step::Clip => shards.iter_mut().for_each(|shard| {
