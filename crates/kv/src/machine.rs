@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_storage::{
-    ApplyContext, CountAhead, DeferredRead, MachineError, Overlay, ReadContext, StateMachine, StateReader, Upcoming, WriteSet,
-    switched_version,
+    ApplyContext, CountAhead, DeferredRead, MachineError, Overlay, ReadContext, StateMachine, StateReader, Upcoming,
+    WriteSet, switched_version,
 };
 use flotilla_types::{ClusterVersion, KeyRange, SessionId, Timestamp, VersionRange};
 

@@ -7,9 +7,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_replication::{Fingerprints, Input, ReplicaStatus, ShardChange};
-use flotilla_storage::{CountAhead, 
-    ApplyContext, DeferredRead, Log as _, MachineError, MemoryLog, ReadContext, StateMachine, StateReader, Upcoming,
-    WriteSet,
+use flotilla_storage::{
+    ApplyContext, CountAhead, DeferredRead, Log as _, MachineError, MemoryLog, ReadContext, StateMachine, StateReader,
+    Upcoming, WriteSet,
 };
 use flotilla_types::{ClusterVersion, KeyRange, NodeId, ReplicaId, ReplicaRole, ShardId};
 use parking_lot::Mutex;

@@ -30,8 +30,8 @@ pub use engine::{
 pub use key_ranges::KeyRanges;
 pub use log::{Log, LogBatch, LogError, LogEvidence, PeerSequence, ReplicaLog, ReplicaWrite};
 pub use machine::{
-    ApplyContext, CountAhead, DeferredRead, MachineError, ReadContext, StateMachine, Upcoming, VersionNeed, switch_command,
-    switched_version, version_byte, version_need,
+    ApplyContext, CountAhead, DeferredRead, MachineError, ReadContext, StateMachine, Upcoming, VersionNeed,
+    switch_command, switched_version, version_byte, version_need,
 };
 pub use manifest::{Manifest, PieceRef};
 pub use memory_engine::MemoryEngine;

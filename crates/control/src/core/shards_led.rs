@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_membership::NodeState;
 use bytes::Bytes;
+use flotilla_membership::NodeState;
 use flotilla_meta::{
     MetaCommand, MetaState, NodeState as AdminState, OperationRecord, OperationState, PlannedSplit, ShardRecord,
 };

@@ -8,7 +8,9 @@ use std::{
 use bytes::Bytes;
 use flotilla_types::{ClusterVersion, Epoch, KeyRange, LogIndex, ShardDescriptor, ShardId};
 
-use crate::{ApplyContext, CountAhead, DeferredRead, MachineError, ReadContext, StateMachine, StateReader, Upcoming, WriteSet};
+use crate::{
+    ApplyContext, CountAhead, DeferredRead, MachineError, ReadContext, StateMachine, StateReader, Upcoming, WriteSet,
+};
 
 /// The descriptors of shards after each of their entries, as their replicas report them.
 #[derive(Debug, Default)]
