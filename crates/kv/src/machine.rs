@@ -242,6 +242,10 @@ impl StateMachine for KvMachine {
         self.version
     }
 
+    fn record_bytes(&self) -> Option<u64> {
+        Some(self.stats.stored().1)
+    }
+
     fn upkeep_due_ms(&self) -> Option<u64> {
         let expiries = &self.stats.expiries;
         let due_ms = if expiries.is_converting() { Some(0) } else { expiries.first_ms() };

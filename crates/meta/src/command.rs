@@ -141,15 +141,15 @@ pub enum MetaCommand {
         /// active nodes, at most `replicas`. One to `buckets` shards; the buckets are distributed evenly, in
         /// order.
         initial_nodes: Vec<Vec<NodeId>>,
-        /// How it stores large values.
-        values: ValueSettings,
+        /// Its settings, as far as they are said.
+        settings: CollectionSettings,
     },
-    /// Changes how a collection stores large values. What is stored stays as it is.
+    /// Changes settings of a collection. Large values that are stored stay as they are.
     ChangeCollection {
         /// The collection.
         collection: CollectionId,
         /// What changes.
-        values: ValueSettings,
+        settings: CollectionSettings,
     },
     /// Drops a collection and its shards; nodes destroy the replicas.
     DropCollection {
@@ -215,6 +215,8 @@ pub enum MetaCommand {
         at: Bytes,
         /// The epoch of the recorded descriptor on which the decision is based.
         epoch: Epoch,
+        /// Why.
+        reason: OperationReason,
     },
     /// Records a shard's new configuration or range. A range that ends where a split of the shard is planned ends
     /// that operation, and creates the record of the new shard.
@@ -317,18 +319,39 @@ pub enum MetaReply {
     Refused(MetaRefusal),
 }
 
-/// Settings of large values, as far as they are said. Any needs the version [`ClusterVersion::VALUE_REFS`].
+/// Settings of a collection, as far as they are said.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ValueSettings {
+pub struct CollectionSettings {
     /// Longer values, in bytes, are stored as objects: 1,024 to 4,194,304.
     pub objects_from: Option<u32>,
     /// How those are cut: chunks of at least 4 KiB.
     pub chunking: Option<Chunking>,
+    /// Shards with more bytes of keys and values than this are split, see [`Collection::split_bytes`]: 16,384 to
+    /// 2^40; 0 for never.
+    ///
+    /// [`Collection::split_bytes`]: flotilla_placement::Collection::split_bytes
+    pub split_bytes: Option<u64>,
 }
 
-impl ValueSettings {
+impl CollectionSettings {
     /// Nothing is said.
-    pub const NONE: Self = Self { objects_from: None, chunking: None };
+    pub const NONE: Self = Self { objects_from: None, chunking: None, split_bytes: None };
+
+    /// The lowest cluster version that has these settings; `None` if nothing is said.
+    #[must_use]
+    pub fn since(&self) -> Option<ClusterVersion> {
+        let Self { objects_from, chunking, split_bytes } = self;
+        let of_values = (objects_from.is_some() || chunking.is_some()).then_some(ClusterVersion::VALUE_REFS);
+        of_values.max(split_bytes.map(|_| ClusterVersion::SIZE_SPLITS))
+    }
+
+    /// Those that a binary of `version` knows.
+    pub(crate) fn known_to(self, version: ClusterVersion) -> Self {
+        let Self { objects_from, chunking, split_bytes } = self;
+        let split_bytes = split_bytes.filter(|_| version >= ClusterVersion::SIZE_SPLITS);
+        let knows_values = version >= ClusterVersion::VALUE_REFS;
+        if knows_values { Self { objects_from, chunking, split_bytes } } else { Self::NONE }
+    }
 }
 
 /// Why a command changed nothing. Retrying the same command does not help unless a variant says otherwise.
@@ -594,6 +617,8 @@ numbered_enum! {
         Chunking = 17, "chunks of large values must have at least 4,096 bytes each";
         /// Where a shard is split: a record key inside its range, of at most [`crate::SPLIT_KEY_BYTES_MAX`] bytes.
         SplitKey = 18, "key at which a shard is split must lie between its keys, not be its first one, and have at most 4,102 bytes with its collection and bucket";
+        /// What shards may grow to: [`crate::SPLIT_BYTES`], or 0.
+        SplitBytes = 19, "bytes that a shard may grow to must be 16,384 to 1,099,511,627,776, or 0 for no bound";
     }
 }
 

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use flotilla_placement::{PlanReplica, Reason};
-use flotilla_types::{OperationId, ShardId};
+use flotilla_types::{ClusterVersion, OperationId, ShardId};
 
 /// A change of a shard that goes on until it is done, and how it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,9 +74,22 @@ pub enum OperationReason {
     Spread,
     /// The replica's node held more than its share.
     Balance,
+    /// The shard grew beyond what its collection allows.
+    Size,
 }
 
 impl OperationReason {
+    /// The cluster version that introduced it: earlier binaries do not know its number.
+    #[must_use]
+    pub fn since(self) -> ClusterVersion {
+        match self {
+            Self::Operator | Self::NodeDead | Self::NodeLeaving | Self::NodeRemoved | Self::Spread | Self::Balance => {
+                ClusterVersion::OPERATIONS
+            }
+            Self::Size => ClusterVersion::SIZE_SPLITS,
+        }
+    }
+
     /// The reason of a planned move; `None` for changes that are no moves.
     #[must_use]
     pub fn of_plan(reason: Reason) -> Option<Self> {

@@ -209,6 +209,8 @@ pub struct ReplicaContents {
     pub range: KeyRange,
     /// The state machine's own state after that entry.
     pub system: Bytes,
+    /// Bytes of the keys and values of its records, if the state machine counts them.
+    pub record_bytes: Option<u64>,
     /// Its records after that entry: a snapshot, which sees no later write.
     pub records: Arc<dyn StateReader>,
 }
@@ -388,6 +390,7 @@ impl<T> Applier<T> {
                     applied: ready.position.index,
                     range: ready.position.descriptor.range.clone(),
                     system: ready.machine.system(),
+                    record_bytes: ready.machine.record_bytes(),
                     records,
                 }),
                 Err(_) => Contents::NotServing,

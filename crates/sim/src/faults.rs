@@ -340,7 +340,7 @@ impl World {
         let at = points.get(pick(which >> 8, points.len()))?.clone();
         let (shard, epoch) = (record.id, record.descriptor.epoch);
         self.note(format!("{shard} is ordered to split at {at:?}"));
-        self.order(MetaCommand::SplitShard { shard, at, epoch }, FollowUp::Nothing);
+        self.order(MetaCommand::SplitShard { shard, at, epoch, reason: OperationReason::Operator }, FollowUp::Nothing);
         Some(Active::Nothing)
     }
 

@@ -19,6 +19,7 @@ mod gate;
 mod hostile;
 mod memtable;
 mod merge;
+mod middle;
 mod options;
 mod piece;
 mod replica;

@@ -46,7 +46,7 @@ use crate::{
     gate::{Gate, Pass},
     memtable::{Capture, Frozen, GivenUp, Memtable, Version},
     merge::{Merge, Source},
-    sorted,
+    middle, sorted,
     table::Table,
     view::{Reach, ReplicaView},
 };
@@ -495,6 +495,15 @@ impl StateReader for Snapshot {
             return self.with_layers(|_| ScanPage::default());
         }
         self.with_layers(|layers| layers.capture(range, bounds))?.page(self.replica.id, range, bounds)
+    }
+
+    /// Reads nothing where the replica has many pieces.
+    fn middle(&self, range: &KeyRange) -> Result<Option<Bytes>, EngineError> {
+        let attached = self.replica.tables.read().as_ref().map(|tables| tables.attached.clone());
+        match attached.and_then(|attached| middle::of_pieces(&attached.tables, range)) {
+            Some(key) => Ok(Some(key)),
+            None => flotilla_storage::middle_of_records(self, range),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use flotilla_types::{
     Checkpoint, CheckpointFormat, Folding, Holder, KeyRange, LogIndex, ObjectId, ObjectRef, Position, ReplicaId,
 };
 
-use crate::Value;
+use crate::{Value, middle};
 
 /// The state engine failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -70,6 +70,14 @@ pub struct Usage {
     pub frozen_bytes: usize,
     /// Bytes in the objects of the current checkpoint.
     pub checkpoint_bytes: u64,
+}
+
+impl Usage {
+    /// All of it.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.checkpoint_bytes.saturating_add((self.active_bytes + self.frozen_bytes) as u64)
+    }
 }
 
 /// A fold that the log of a shard orders: the base becomes the live records as of one entry, so all replicas
@@ -166,6 +174,12 @@ pub trait StateReader: Send + Sync {
     /// memory.
     fn scan_page_in_memory(&self, range: &KeyRange, bounds: ScanBounds) -> Result<ScanPage, EngineError> {
         self.scan_page(range, bounds)
+    }
+
+    /// A key of a range, not the first one that has a record, with about half of the bytes of the range's records
+    /// before it; `None` if there are fewer than two. This implementation reads them all.
+    fn middle(&self, range: &KeyRange) -> Result<Option<Bytes>, EngineError> {
+        middle::of_records(self, range)
     }
 }
 

@@ -14,6 +14,7 @@ mod machine;
 mod manifest;
 mod memory_engine;
 mod memory_log;
+mod middle;
 mod overlay;
 mod page;
 mod records;
@@ -36,6 +37,7 @@ pub use machine::{
 pub use manifest::{Manifest, PieceRef};
 pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;
+pub use middle::of_records as middle_of_records;
 pub use overlay::Overlay;
 pub use remedy::{Failure, Remedy, remedy};
 pub use replace::{ReplaceStep, replace_file, sync_dir};

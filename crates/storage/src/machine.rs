@@ -187,6 +187,11 @@ pub trait StateMachine: Send + 'static {
     /// a [`switch_command`]. All replicas have the same one after the same entry.
     fn meaning(&self) -> ClusterVersion;
 
+    /// Bytes of the keys and values of its records, if it counts them.
+    fn record_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// When upkeep is due, in Unix milliseconds of hybrid time; `None` if there is nothing to do. A while later
     /// the leader proposes an entry without commands, so that work which depends on time is done also in a
     /// shard that no client writes to.

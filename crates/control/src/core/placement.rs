@@ -438,7 +438,12 @@ mod tests {
             let descriptor = world.meta.state().shard(*shard).expect("a shard").descriptor.clone();
             let mut at = descriptor.range.start.to_vec();
             at.push(b'k');
-            let command = MetaCommand::SplitShard { shard: *shard, at: at.into(), epoch: descriptor.epoch };
+            let command = MetaCommand::SplitShard {
+                shard: *shard,
+                at: at.into(),
+                epoch: descriptor.epoch,
+                reason: OperationReason::Operator,
+            };
             world.meta.apply(&command);
         }
         let others: BTreeSet<_> = moved(&world).into_iter().collect();

@@ -16,6 +16,7 @@ use flotilla_types::{
 use super::{
     Members,
     fingerprints::{Evidence, Said},
+    size_splits::Measured,
 };
 
 /// Proposals of one pass that may be in flight together.
@@ -113,6 +114,15 @@ pub enum Action {
         /// The first key of the new shard.
         at: Bytes,
     },
+    /// Measure the records of a replica here. Reported back as [`Outcome::Measured`].
+    Measure {
+        /// Its shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Their middle is wanted if they have more bytes than this.
+        above: u64,
+    },
     /// Ask what replicas say of their states. Reported back as [`Outcome::Fingerprints`].
     ReadFingerprints {
         /// Their shard.
@@ -197,6 +207,8 @@ pub enum Outcome {
     FreshMeta(Arc<MetaState>),
     /// What replicas say of their states: those that answered.
     Fingerprints(Vec<(ReplicaId, Said)>),
+    /// The records of a shard.
+    Measured(Measured),
 }
 
 /// Compares the actual state with the desired state, one step at a time.

@@ -10,8 +10,8 @@ use super::{
     tests::{apply, cluster_of, refused},
 };
 use crate::{
-    Liveness, MetaCommand, MetaRefusal, MetaReply, MetaState, OperationChange, OperationReason, OperationState,
-    ValueSettings, store,
+    CollectionSettings, Liveness, MetaCommand, MetaRefusal, MetaReply, MetaState, OperationChange, OperationReason,
+    OperationState, store,
 };
 
 const SHARD: ShardId = ShardId(1);
@@ -26,7 +26,7 @@ fn cluster() -> MetaState {
         buckets: 1,
         replicas: 3,
         initial_nodes: vec![vec![NodeId(1), NodeId(2), NodeId(3)]],
-        values: ValueSettings::NONE,
+        settings: CollectionSettings::NONE,
     };
     assert!(matches!(apply(&mut state, &create), MetaReply::Collection { .. }));
     state

@@ -35,7 +35,9 @@ impl MetaState {
         }
         let is_repair = match reason {
             OperationReason::NodeDead | OperationReason::NodeLeaving | OperationReason::NodeRemoved => true,
-            OperationReason::Operator | OperationReason::Spread | OperationReason::Balance => false,
+            OperationReason::Operator | OperationReason::Spread | OperationReason::Balance | OperationReason::Size => {
+                false
+            }
         };
         let is_settled = reason != OperationReason::Operator || is_settled(record);
         if !is_settled || record.split.is_some() && !is_repair {

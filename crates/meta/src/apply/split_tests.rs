@@ -13,8 +13,8 @@ use super::{
     tests::{apply, cluster_of, refused},
 };
 use crate::{
-    Field, Limit, MetaCommand, MetaRefusal, MetaReply, MetaState, OperationChange, OperationReason, OperationState,
-    OperationWork, PlannedSplit, ReplicaStatus, ShardRecord, ValueSettings,
+    CollectionSettings, Field, Limit, MetaCommand, MetaRefusal, MetaReply, MetaState, OperationChange, OperationReason,
+    OperationState, OperationWork, PlannedSplit, ReplicaStatus, ShardRecord,
     codec::{decode_operation, decode_shard, encode_operation, encode_shard},
 };
 
@@ -35,7 +35,7 @@ fn cluster() -> MetaState {
         buckets: 8,
         replicas: 3,
         initial_nodes: vec![vec![NodeId(1), NodeId(2), NodeId(3)]; 2],
-        values: ValueSettings::NONE,
+        settings: CollectionSettings::NONE,
     };
     let shards = vec![SHARD, SECOND];
     assert_eq!(apply(&mut state, &create), MetaReply::Collection { collection: COLLECTION, shards });
@@ -47,7 +47,7 @@ fn key(bucket: u16, key: &[u8]) -> Bytes {
 }
 
 fn splits(at: Bytes) -> MetaCommand {
-    MetaCommand::SplitShard { shard: SHARD, at, epoch: EPOCH }
+    MetaCommand::SplitShard { shard: SHARD, at, epoch: EPOCH, reason: OperationReason::Operator }
 }
 
 /// The middle of the shard.
@@ -143,10 +143,15 @@ fn replicas_of_a_shard_without_a_record_are_in_use_while_its_split_is_planned() 
 #[test]
 fn only_a_settled_shard_of_a_collection_is_split_and_between_its_keys() {
     let mut state = cluster();
-    let of = |shard| MetaCommand::SplitShard { shard, at: middle(), epoch: EPOCH };
+    let of = |shard| MetaCommand::SplitShard { shard, at: middle(), epoch: EPOCH, reason: OperationReason::Operator };
     assert_eq!(refused(&mut state, &of(CHILD)), MetaRefusal::UnknownShard(CHILD));
     assert_eq!(refused(&mut state, &of(ShardId::META)), MetaRefusal::NotSplittable(ShardId::META));
-    let stale = MetaCommand::SplitShard { shard: SHARD, at: middle(), epoch: Epoch { range: 1, config: 2 } };
+    let stale = MetaCommand::SplitShard {
+        shard: SHARD,
+        at: middle(),
+        epoch: Epoch { range: 1, config: 2 },
+        reason: OperationReason::Operator,
+    };
     assert_eq!(refused(&mut state, &stale), MetaRefusal::StaleEpoch { known: EPOCH });
     let outside = [
         key(0, b""),
@@ -173,7 +178,7 @@ fn only_a_settled_shard_of_a_collection_is_split_and_between_its_keys() {
     let learner = reconfigured(&state, &[(1, one), (2, two)], &[(3, three)]);
     assert_eq!(apply(&mut learning, &report(learner)), MetaReply::Done);
     let epoch = Epoch { range: 1, config: 2 };
-    let split = MetaCommand::SplitShard { shard: SHARD, at: middle(), epoch };
+    let split = MetaCommand::SplitShard { shard: SHARD, at: middle(), epoch, reason: OperationReason::Operator };
     assert_eq!(refused(&mut learning, &split), MetaRefusal::ShardChanging(SHARD));
     let id = begin(&mut state);
     for at in [middle(), key(1, b"")] {
@@ -201,7 +206,7 @@ fn shards_that_are_to_be_split_off_count_for_the_limit() {
         buckets: 1,
         replicas: 1,
         initial_nodes: vec![vec![NodeId(1)]],
-        values: ValueSettings::NONE,
+        settings: CollectionSettings::NONE,
     };
     assert_eq!(refused(&mut state, &create), MetaRefusal::LimitReached(Limit::Shards));
 }
@@ -254,7 +259,7 @@ fn the_report_of_a_split_records_both_shards_or_neither() {
     assert_eq!(apply(state, &report(good)), MetaReply::Done, "said again");
     assert_eq!(*state, before);
     // Both are shards like any other.
-    let split = MetaCommand::SplitShard { shard: CHILD, at: key(3, b""), epoch };
+    let split = MetaCommand::SplitShard { shard: CHILD, at: key(3, b""), epoch, reason: OperationReason::Operator };
     assert!(matches!(apply(state, &split), MetaReply::Operation(_)));
     stored(state);
 }

@@ -17,7 +17,14 @@ use crate::{
 };
 
 impl MetaState {
-    pub(super) fn split_shard(&mut self, now_ms: u64, shard: ShardId, at: &Bytes, epoch: Epoch) -> ApplyResult {
+    pub(super) fn split_shard(
+        &mut self,
+        now_ms: u64,
+        shard: ShardId,
+        at: &Bytes,
+        epoch: Epoch,
+        reason: OperationReason,
+    ) -> ApplyResult {
         let record = self.shard(shard).ok_or(MetaRefusal::UnknownShard(shard))?;
         if self.collection_with_id(record.collection).is_none() {
             return Err(MetaRefusal::NotSplittable(shard));
@@ -43,7 +50,7 @@ impl MetaState {
         self.header.next_shard = child.next();
         let replicas = voters.into_iter().map(|voter| (voter, self.allocate_replica())).collect();
         let work = OperationWork::Split { at: at.clone(), child };
-        let operation = self.begin_operation(now_ms, shard, work, OperationReason::Operator);
+        let operation = self.begin_operation(now_ms, shard, work, reason);
         let split = PlannedSplit { at: at.clone(), child, replicas, operation };
         self.change_shard(shard, |record| record.split = Some(split));
         self.unborn.insert(child, shard);

@@ -58,7 +58,7 @@ pub(crate) fn encode_operation(operation: &OperationRecord) -> Bytes {
         OperationWork::Move { .. } => ClusterVersion::OPERATIONS,
         OperationWork::Split { .. } => ClusterVersion::SPLITS,
     };
-    encode_at(VersionNeed::InForce(version), &OperationPb::from(operation))
+    encode_at(VersionNeed::InForce(version.max(operation.reason.since())), &OperationPb::from(operation))
 }
 
 /// Decodes a stored operation.
@@ -126,13 +126,14 @@ const STATES: [OperationState; 5] = [
 ];
 
 /// The reasons in the order of their numbers, from 1.
-pub(super) const REASONS: [OperationReason; 6] = [
+pub(super) const REASONS: [OperationReason; 7] = [
     OperationReason::Operator,
     OperationReason::NodeDead,
     OperationReason::NodeLeaving,
     OperationReason::NodeRemoved,
     OperationReason::Spread,
     OperationReason::Balance,
+    OperationReason::Size,
 ];
 
 /// The changes in the order of their numbers, from 1.

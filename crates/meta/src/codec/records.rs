@@ -16,8 +16,8 @@ use super::{
     operations::OperationPb, required,
 };
 use crate::{
-    Addresses, AuthorityRecord, KeyId, KeyRecord, MetaState, NodeRecord, NodeStart, NodeState, OperationRecord,
-    PlannedSplit, ShardRecord, TokenId, TokenRecord, ValueSettings, state::Header,
+    Addresses, AuthorityRecord, CollectionSettings, KeyId, KeyRecord, MetaState, NodeRecord, NodeStart, NodeState,
+    OperationRecord, PlannedSplit, ShardRecord, TokenId, TokenRecord, state::Header,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -87,12 +87,12 @@ struct CollectionPb {
     replicas: u32,
     /// What differs from the defaults.
     #[prost(message, optional, tag = "6")]
-    values: Option<ValuesPb>,
+    settings: Option<SettingsPb>,
 }
 
-/// Settings of large values; zero for those that are not said.
+/// Settings of a collection; zero for those of large values that are not said.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
-pub(super) struct ValuesPb {
+pub(super) struct SettingsPb {
     #[prost(uint32, tag = "1")]
     objects_from: u32,
     #[prost(uint32, tag = "2")]
@@ -101,6 +101,8 @@ pub(super) struct ValuesPb {
     chunk_average: u32,
     #[prost(uint32, tag = "4")]
     chunk_max: u32,
+    #[prost(uint64, optional, tag = "5")]
+    split_bytes: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -453,23 +455,23 @@ impl From<&Collection> for CollectionPb {
             sharding: sharding_number(collection.sharding),
             buckets: collection.buckets.into(),
             replicas: collection.replicas.into(),
-            values: said(collection).map(ValuesPb::from),
+            settings: Some(said(collection)).filter(|said| *said != CollectionSettings::NONE).map(SettingsPb::from),
         }
     }
 }
 
 /// What differs from the defaults.
-fn said(collection: &Collection) -> Option<ValueSettings> {
-    let values = ValueSettings {
+fn said(collection: &Collection) -> CollectionSettings {
+    CollectionSettings {
         objects_from: (collection.objects_from != Collection::OBJECTS_FROM_DEFAULT).then_some(collection.objects_from),
         chunking: (collection.chunking != Chunking::default()).then_some(collection.chunking),
-    };
-    (values != ValueSettings::NONE).then_some(values)
+        split_bytes: (collection.split_bytes != Collection::SPLIT_BYTES_DEFAULT).then_some(collection.split_bytes),
+    }
 }
 
 /// Encodes a collection.
 pub(crate) fn encode_collection(collection: &Collection) -> Bytes {
-    let version = said(collection).map_or(ClusterVersion::FIRST, |_| ClusterVersion::VALUE_REFS);
+    let version = said(collection).since().unwrap_or(ClusterVersion::FIRST);
     encode_at(VersionNeed::InForce(version), &CollectionPb::from(collection))
 }
 
@@ -478,21 +480,22 @@ pub(crate) fn decode_collection(bytes: &[u8]) -> Result<Collection, CodecError> 
     Collection::from_pb(decode_versioned::<CollectionPb>(bytes)?)
 }
 
-impl From<ValueSettings> for ValuesPb {
-    fn from(values: ValueSettings) -> Self {
-        let lengths = values.chunking.map(|chunking| [chunking.min(), chunking.average(), chunking.max()]);
+impl From<CollectionSettings> for SettingsPb {
+    fn from(settings: CollectionSettings) -> Self {
+        let lengths = settings.chunking.map(|chunking| [chunking.min(), chunking.average(), chunking.max()]);
         let [chunk_min, chunk_average, chunk_max] = lengths.unwrap_or_default();
-        Self { objects_from: values.objects_from.unwrap_or(0), chunk_min, chunk_average, chunk_max }
+        let objects_from = settings.objects_from.unwrap_or(0);
+        Self { objects_from, chunk_min, chunk_average, chunk_max, split_bytes: settings.split_bytes }
     }
 }
 
-pub(super) fn value_settings(values: ValuesPb) -> Result<ValueSettings, CodecError> {
-    let ValuesPb { objects_from, chunk_min, chunk_average, chunk_max } = values;
+pub(super) fn collection_settings(settings: SettingsPb) -> Result<CollectionSettings, CodecError> {
+    let SettingsPb { objects_from, chunk_min, chunk_average, chunk_max, split_bytes } = settings;
     let chunking = match (chunk_min, chunk_average, chunk_max) {
         (0, 0, 0) => None,
         (min, average, max) => Some(Chunking::new(min, average, max).map_err(|_| CodecError::Malformed)?),
     };
-    Ok(ValueSettings { objects_from: (objects_from > 0).then_some(objects_from), chunking })
+    Ok(CollectionSettings { objects_from: (objects_from > 0).then_some(objects_from), chunking, split_bytes })
 }
 
 /// `Collection` belongs to another crate, so this cannot be a `TryFrom`.
@@ -502,15 +505,16 @@ trait FromPb<Pb>: Sized {
 
 impl FromPb<CollectionPb> for Collection {
     fn from_pb(collection: CollectionPb) -> Result<Self, CodecError> {
-        let values = value_settings(collection.values.unwrap_or_default())?;
+        let settings = collection_settings(collection.settings.unwrap_or_default())?;
         Ok(Self {
             id: collection_id(collection.id)?,
             name: collection.name,
             sharding: sharding(collection.sharding)?,
             buckets: u16::try_from(collection.buckets).map_err(|_| CodecError::Malformed)?,
             replicas: u8::try_from(collection.replicas).map_err(|_| CodecError::Malformed)?,
-            objects_from: values.objects_from.unwrap_or(Self::OBJECTS_FROM_DEFAULT),
-            chunking: values.chunking.unwrap_or_default(),
+            objects_from: settings.objects_from.unwrap_or(Self::OBJECTS_FROM_DEFAULT),
+            chunking: settings.chunking.unwrap_or_default(),
+            split_bytes: settings.split_bytes.unwrap_or(Self::SPLIT_BYTES_DEFAULT),
         })
     }
 }

@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use flotilla_api::{Encoding, OperationInfo, OperationProgress};
+use flotilla_control::buckets_begun;
 use flotilla_gateway::{AdminError, StoreError};
-use flotilla_meta::{MetaCommand, MetaReply, MetaState, OperationRecord, OperationState, ShardRecord};
+use flotilla_meta::{MetaCommand, MetaReply, MetaState, OperationReason, OperationRecord, OperationState, ShardRecord};
 use flotilla_placement::{Collection, Sharding};
 use flotilla_types::{Bucket, ClusterVersion, KeyRange, NodeId, OperationKind, OperationPhase, RecordKey, ShardId};
 
@@ -74,21 +75,23 @@ fn split_command(
         let lies = home(&at).filter(|home| *home != shard).map_or_else(String::new, |home| format!("; {home} has it"));
         return Err(refused(format!("this key is none of the keys of {shard}{lies}")));
     }
-    Ok(MetaCommand::SplitShard { shard, at, epoch: record.descriptor.epoch })
+    Ok(MetaCommand::SplitShard { shard, at, epoch: record.descriptor.epoch, reason: OperationReason::Operator })
 }
 
 /// The record key with which the middle one of the buckets begins that begin inside a range; `None` if none does.
 fn middle_bucket(range: &KeyRange, collection: &Collection) -> Option<Bytes> {
-    let start = RecordKey::from_bytes(range.start.clone())?;
-    let first = start.bucket().0.checked_add(1)?;
-    // The first one that does not begin inside.
-    let end = match RecordKey::from_bytes(range.end.clone()) {
-        Some(end) if end.collection() == collection.id => end.bucket().0 + u16::from(!end.user_key().is_empty()),
-        Some(_) | None => collection.buckets,
-    };
-    let end = end.min(collection.buckets);
-    let middle = (first < end).then(|| Bucket(first + (end - first) / 2))?;
+    let (first, last) = buckets_begun(range, collection)?;
+    let middle = Bucket(first.0 + (last.0 + 1 - first.0) / 2);
     Some(RecordKey::new(collection.id, middle, b"").into_bytes())
+}
+
+/// Why a shard is split.
+fn reason(reason: OperationReason) -> &'static str {
+    if reason == OperationReason::Size {
+        "the shard had more bytes than its collection allows (`split_bytes`)"
+    } else {
+        "an operator asked for it"
+    }
 }
 
 /// A split as it is shown.
@@ -115,7 +118,7 @@ pub(super) fn describe(
         id: operation.id.to_string(),
         kind: OperationKind::SplitShard,
         phase,
-        reason: "an operator asked for it".to_owned(),
+        reason: reason(operation.reason).to_owned(),
         shard: operation.shard,
         replica: None,
         node: None,
@@ -150,8 +153,9 @@ mod tests {
 
     fn collection(sharding: Sharding, buckets: u16) -> Collection {
         let (objects_from, chunking) = (Collection::OBJECTS_FROM_DEFAULT, Default::default());
+        let split_bytes = Collection::SPLIT_BYTES_DEFAULT;
         let (id, name) = (CollectionId(7), "c".to_owned());
-        Collection { id, name, sharding, buckets, replicas: 3, objects_from, chunking }
+        Collection { id, name, sharding, buckets, replicas: 3, objects_from, chunking, split_bytes }
     }
 
     fn key(bucket: u16, key: &str) -> Bytes {

@@ -104,6 +104,10 @@ impl StateMachine for Observed {
         self.machine.meaning()
     }
 
+    fn record_bytes(&self) -> Option<u64> {
+        self.machine.record_bytes()
+    }
+
     fn upkeep_due_ms(&self) -> Option<u64> {
         self.machine.upkeep_due_ms()
     }

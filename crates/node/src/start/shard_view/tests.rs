@@ -169,8 +169,9 @@ fn loads_count_each_node_of_a_shard_once() {
 fn the_keys_of_a_shard_are_named_by_buckets_where_it_has_whole_ones() {
     let of = |sharding, buckets, start: (u16, &[u8]), end: (u16, &[u8])| {
         let (objects_from, chunking) = (Collection::OBJECTS_FROM_DEFAULT, Default::default());
+        let split_bytes = Collection::SPLIT_BYTES_DEFAULT;
         let (id, name) = (CollectionId(7), "c".to_owned());
-        let collection = Collection { id, name, sharding, buckets, replicas: 3, objects_from, chunking };
+        let collection = Collection { id, name, sharding, buckets, replicas: 3, objects_from, chunking, split_bytes };
         let key = |(bucket, key): (u16, &[u8])| RecordKey::new(id, Bucket(bucket), key).into_bytes();
         range_of(&KeyRange { start: key(start), end: key(end) }, Some(&collection))
     };
