@@ -58,7 +58,7 @@ pub struct ChangeCollection {
     /// `default` or `archive`. Values that are stored already stay as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunk: Option<String>,
-    /// A shard with more bytes of keys and values is split, without what values refer to: 16,384 to 2^40, or 0 for never.
+    /// A shard with more bytes of keys and values is split, without what values refer to: 1,024 to 2^40, or 0 for never.
     /// Hash collections are split between two buckets only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split_bytes: Option<u64>,

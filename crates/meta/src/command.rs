@@ -326,7 +326,7 @@ pub struct CollectionSettings {
     pub objects_from: Option<u32>,
     /// How those are cut: chunks of at least 4 KiB.
     pub chunking: Option<Chunking>,
-    /// Shards with more bytes of keys and values than this are split, see [`Collection::split_bytes`]: 16,384 to
+    /// Shards with more bytes of keys and values than this are split, see [`Collection::split_bytes`]: 1,024 to
     /// 2^40; 0 for never.
     ///
     /// [`Collection::split_bytes`]: flotilla_placement::Collection::split_bytes
@@ -618,7 +618,7 @@ numbered_enum! {
         /// Where a shard is split: a record key inside its range, of at most [`crate::SPLIT_KEY_BYTES_MAX`] bytes.
         SplitKey = 18, "key at which a shard is split must lie between its keys, not be its first one, and have at most 4,102 bytes with its collection and bucket";
         /// What shards may grow to: [`crate::SPLIT_BYTES`], or 0.
-        SplitBytes = 19, "bytes that a shard may grow to must be 16,384 to 1,099,511,627,776, or 0 for no bound";
+        SplitBytes = 19, "bytes that a shard may grow to must be 1,024 to 1,099,511,627,776, or 0 for no bound";
     }
 }
 

@@ -127,11 +127,13 @@ pub enum Fault {
     Move,
     /// An operator splits a shard.
     Split,
+    /// Shards are split by themselves, once they have grown a little.
+    SplitBySize,
 }
 
 impl Fault {
     /// Every kind but [`Fault::RangeChange`], [`Fault::Drain`], [`Fault::ObjectRots`], [`Fault::SlowSource`],
-    /// [`Fault::Flaw`], [`Fault::Move`] and [`Fault::Split`], which are drawn apart.
+    /// [`Fault::Flaw`], [`Fault::Move`], [`Fault::Split`] and [`Fault::SplitBySize`], which are drawn apart.
     /// The order matters: seeds draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
@@ -259,6 +261,10 @@ impl Plan {
             for _ in 0..rng.random_range(1..5) {
                 plan.add_some(&mut rng, Fault::Split, [50, 300, 1_500]);
             }
+        }
+        // A shard with a flaw is not split.
+        if rng.random_bool(0.4) && !plan.faults.iter().any(|planned| planned.fault == Fault::Flaw) {
+            plan.add_some(&mut rng, Fault::SplitBySize, [500, 2_500, 6_000]);
         }
         plan
     }

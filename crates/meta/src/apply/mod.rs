@@ -56,7 +56,7 @@ pub const BUCKETS_MAX: u16 = 1_024;
 /// Limit on shards, with those that are to be split off.
 pub const SHARDS_MAX: usize = 20_000;
 /// What a collection's shards may grow to, in bytes, before they are split.
-pub const SPLIT_BYTES: RangeInclusive<u64> = 16 << 10..=1 << 40;
+pub const SPLIT_BYTES: RangeInclusive<u64> = 1 << 10..=1 << 40;
 /// Limit on the bytes of the record key at which a shard is split: those of the longest key of a record.
 pub const SPLIT_KEY_BYTES_MAX: usize = RecordKey::PREFIX_BYTES + 4_096;
 /// Limit on replicas in one shard's intent: five and their replacements.

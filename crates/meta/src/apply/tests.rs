@@ -368,12 +368,12 @@ fn settings_of_values_are_changed_one_by_one_and_within_their_bounds() {
     };
     let split_bytes = |state: &MetaState| state.collection("a").expect("it exists").split_bytes;
     assert_eq!(split_bytes(&state), 64 << 20);
-    for bytes in [16 << 10, 1 << 40, 0] {
+    for bytes in [1 << 10, 1 << 40, 0] {
         assert_eq!(apply(&mut state, &split(bytes)), MetaReply::Done);
         assert_eq!((said(&state), split_bytes(&state)), ((1_024, Chunking::AVERAGE_64_KIB), bytes));
         assert_eq!(MetaState::decode(&state.encode()), Ok(state.clone()));
     }
-    for bytes in [1, (16 << 10) - 1, (1 << 40) + 1] {
+    for bytes in [1, (1 << 10) - 1, (1 << 40) + 1] {
         assert_eq!(refused(&mut state, &split(bytes)), MetaRefusal::Invalid(Field::SplitBytes), "{bytes}");
     }
     // Of such chunks no value of 64 MiB can consist.

@@ -67,7 +67,7 @@ pub(crate) struct SettingArguments {
     /// `default`, or `archive` for longer chunks
     #[arg(long, value_name = "LENGTHS")]
     chunk: Option<String>,
-    /// Split a shard that has more bytes of keys and values, without what values refer to: 16384 to 1099511627776, or 0
+    /// Split a shard that has more bytes of keys and values, without what values refer to: 1024 to 1099511627776, or 0
     /// for never. Small shards move and recover in finer steps; each costs memory, and a batch must fit one [default:
     /// 67108864]
     #[arg(long, value_name = "BYTES")]
