@@ -11,7 +11,6 @@ use flotilla_control::{
 };
 use flotilla_membership::{Effect, Input as MemberInput, Member, Membership, Timer};
 use flotilla_meta::{Addresses, CollectionSettings, Feed, Liveness, MetaCommand, MetaQuery, MetaState, NewNode};
-use flotilla_placement::Sharding;
 use flotilla_replication::{Contents, Input, LostReason, Replicas};
 use flotilla_types::{
     Bucket, ClusterId, CollectionId, Epoch, KeyRange, Locality, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole,
