@@ -54,6 +54,7 @@ mod rolled_back;
 mod scrub;
 mod secure;
 mod shard_moves;
+mod size_splits;
 mod snapshot;
 mod takeover;
 mod tokens;

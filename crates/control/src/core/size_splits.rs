@@ -243,7 +243,7 @@ mod tests {
         fixture.takes(BOUND + 1);
         assert_eq!(fixture.pass(), fixture.measures());
         assert_eq!(fixture.pass(), [], "it is being measured");
-        fixture.measured(BOUND, None);
+        fixture.measured(BOUND, Some(fixture.key(0, b"m")));
         assert_eq!(fixture.pass(), [], "deleted records count in what it takes, and not in the bound");
         fixture.world.now_ms += AGAIN_MS - 1;
         assert_eq!(fixture.pass(), []);

@@ -45,6 +45,7 @@ pub fn state_engine(format: CheckpointFormat, open: &mut dyn FnMut() -> Box<dyn 
     scans_stop_at_their_bounds(open);
     pages_of_a_scan_are_bounded_by_what_they_examine(open);
     a_snapshot_of_the_records_sees_no_later_write(open);
+    a_snapshot_knows_the_middle_of_its_records(open);
     a_snapshot_that_is_kept_sees_its_moment_over_checkpoints_and_compactions(open);
     reopening_and_replaying_equals_never_crashing(open);
     a_crash_before_or_after_the_pointer_write_loses_nothing(open);
@@ -227,6 +228,33 @@ fn a_flush_does_not_change_what_readers_see(open: &mut Storage<'_>) {
     drop(reader);
     test.crash();
     assert_eq!(test.keys(), "ab", "the checkpoint contains the frozen records only");
+}
+
+fn a_snapshot_knows_the_middle_of_its_records(open: &mut Storage<'_>) {
+    let mut test = Fixture::new(open, 243);
+    let middle = |test: &Fixture<'_, '_>, range: &KeyRange| {
+        let snapshot = test.engine().snapshot(test.replica).expect("an open replica is readable");
+        snapshot.middle(range).expect("readable").map(|key| String::from_utf8(key.to_vec()).expect("a key"))
+    };
+    assert_eq!(middle(&test, &KeyRange::all()), None);
+    test.write(&[("k000", Some("value"))]);
+    assert_eq!(middle(&test, &KeyRange::all()), None, "one record has no middle");
+    let value = "v".repeat(1_000);
+    for number in 1..400 {
+        test.write(&[(&format!("k{number:03}"), Some(&value))]);
+        if number == 200 {
+            test.flush("");
+        }
+    }
+    for key in (100..200).map(|number| format!("k{number:03}")) {
+        test.write(&[(&key, None)]);
+    }
+    // 300 records of about the same length; engines may count what is deleted, too.
+    let found = middle(&test, &KeyRange::all()).expect("many records");
+    assert!(("k150".."k270").contains(&found.as_str()), "{found}");
+    let upper = KeyRange { start: bytes("k300"), end: bytes("k400") };
+    let found = middle(&test, &upper).expect("many records");
+    assert!(("k330".."k370").contains(&found.as_str()), "{found}");
 }
 
 fn only_one_memtable_is_frozen_at_a_time(open: &mut Storage<'_>) {
