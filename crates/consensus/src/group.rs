@@ -97,8 +97,8 @@ pub struct Group {
     shard: ShardId,
     replica: ReplicaId,
     node: RawNode<Store>,
-    descriptor: ShardDescriptor,
-    conf: ConfState,
+    descriptor: Arc<ShardDescriptor>,
+    conf: Arc<ConfState>,
     rng: ChaCha8Rng,
     election_ticks: usize,
     /// The last timeout drawn here. raft-rs draws its own at every reset, which is overwritten with this one.
@@ -205,13 +205,13 @@ impl Group {
 
     /// The shard's descriptor as of the last committed entry delivered.
     #[must_use]
-    pub fn descriptor(&self) -> &ShardDescriptor {
+    pub fn descriptor(&self) -> &Arc<ShardDescriptor> {
         &self.descriptor
     }
 
     /// The configuration as of the last committed entry delivered.
     #[must_use]
-    pub fn conf(&self) -> &ConfState {
+    pub fn conf(&self) -> &Arc<ConfState> {
         &self.conf
     }
 
@@ -549,12 +549,12 @@ impl Group {
         let Some(checkpoint) = incoming else { return };
         self.conf = checkpoint.position.conf.clone();
         self.descriptor = checkpoint.position.descriptor.clone();
-        self.node.mut_store().install(checkpoint.clone());
+        self.node.mut_store().install((*checkpoint).clone());
         // The snapshot's configuration applies from here on, and a campaign must not read entries before it.
         // `advance_apply_to` would require a durable snapshot; no message leaves the node before that anyway.
         self.node.raft.raft_log.applied = index.0;
         self.applied = index;
-        round.install = Some(checkpoint);
+        round.install = Some(*checkpoint);
     }
 
     /// Marks rounds without a write as persisted when no write is in flight.
@@ -572,8 +572,8 @@ impl Group {
         let change = ConfChange::decode(&entry.context)?;
         let conf = self.node.apply_conf_change(&change.to_raft()).map_err(|_| ChangeError::NotApplicable)?;
         self.end_lease();
-        self.conf = convert::conf_from_raft(&conf);
-        self.descriptor = descriptor_after(&self.descriptor, &change, &self.conf);
+        self.conf = Arc::new(convert::conf_from_raft(&conf));
+        self.descriptor = Arc::new(descriptor_after(&self.descriptor, &change, &self.conf));
         Ok(())
     }
 
@@ -582,7 +582,7 @@ impl Group {
     /// reads that run behind the change are judged by the descriptor after it.
     pub(crate) fn apply_shard_change(&mut self, entry: &Entry) -> Result<ShardChange, ChangeError> {
         let change = ShardChange::decode(&entry.context)?;
-        self.descriptor = change.after(&self.descriptor)?;
+        self.descriptor = Arc::new(change.after(&self.descriptor)?);
         Ok(change)
     }
 
@@ -629,7 +629,7 @@ impl Group {
             commit: LogIndex(raft.raft_log.committed),
             last: self.last(),
             truncated: self.truncated().0,
-            conf: self.conf.clone(),
+            conf: (*self.conf).clone(),
             followers,
             transfers_to: raft.lead_transferee.map(ReplicaId),
         }
@@ -656,7 +656,7 @@ impl Group {
                 == (Role::of(raft.state), Term(raft.term), ReplicaId(raft.leader_id))
             && (status.commit, status.last, status.truncated)
                 == (LogIndex(raft.raft_log.committed), self.last(), self.truncated().0)
-            && status.conf == self.conf
+            && status.conf == *self.conf
             && status.transfers_to == raft.lead_transferee.map(ReplicaId)
     }
 

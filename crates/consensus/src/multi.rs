@@ -132,9 +132,9 @@ pub struct CommittedEntries {
     /// The change of the shard that the last entry makes.
     pub shard_change: Option<ShardChange>,
     /// The configuration after them.
-    pub conf: ConfState,
+    pub conf: Arc<ConfState>,
     /// The descriptor after them.
-    pub descriptor: ShardDescriptor,
+    pub descriptor: Arc<ShardDescriptor>,
 }
 
 /// A quorum confirmed a read index.

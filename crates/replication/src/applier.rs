@@ -185,8 +185,8 @@ struct Ready {
 struct Committed<T> {
     entries: Vec<Entry>,
     shard_change: Option<ShardChange>,
-    conf: ConfState,
-    descriptor: ShardDescriptor,
+    conf: Arc<ConfState>,
+    descriptor: Arc<ShardDescriptor>,
     waiters: Vec<(LogIndex, Vec<T>)>,
 }
 
@@ -299,7 +299,7 @@ impl<T> Applier<T> {
         }
         let Some(Slot::Loading { next, waiting }) = self.slots.remove(&replica) else { return };
         if let Some(open) = next {
-            self.run(wall_ms, open, out);
+            self.run(wall_ms, *open, out);
             waiting.into_iter().for_each(|task| self.run(wall_ms, task, out));
             return;
         }

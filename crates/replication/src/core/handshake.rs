@@ -441,7 +441,7 @@ impl<T> Core<T> {
     /// committed, and those after it.
     fn recent_confs(&self, id: ReplicaId, state: &ReplicaLog) -> Option<RecentConfs> {
         let position = &state.checkpoint.position;
-        let mut conf = position.conf.clone();
+        let mut conf = (*position.conf).clone();
         let mut confs = vec![conf.clone()];
         let mut nodes: BTreeMap<_, _> =
             position.descriptor.replicas.iter().map(|replica| (replica.replica, replica.node)).collect();

@@ -373,7 +373,8 @@ impl<T> Core<T> {
         let voters = descriptor.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
         let conf =
             if founding { ConfState::of_voters(voters.map(|voter| voter.replica)) } else { ConfState::default() };
-        let checkpoint = Checkpoint::empty(Position { index, term, conf, descriptor });
+        let checkpoint =
+            Checkpoint::empty(Position { index, term, conf: Arc::new(conf), descriptor: Arc::new(descriptor) });
         let hard_state = HardState { term, vote: ReplicaId::NONE, commit: index };
         let shard = checkpoint.position.descriptor.shard;
         let state =

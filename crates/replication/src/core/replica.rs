@@ -1,6 +1,9 @@
 //! The core's state of one replica, beside its Raft group.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use flotilla_consensus::Role;
@@ -93,7 +96,7 @@ pub(super) struct Replica<T> {
     pub(super) sole_voter: bool,
     /// While it is unverified: the configurations at the end of its log, cached.
     pub(super) recent_confs: Option<RecentConfs>,
-    pub(super) descriptor: ShardDescriptor,
+    pub(super) descriptor: Arc<ShardDescriptor>,
     /// Nodes of replicas that the descriptor does not contain yet, learned from their messages.
     pub(super) routes: BTreeMap<ReplicaId, NodeId>,
 
@@ -255,7 +258,7 @@ impl<T> Replica<T> {
     /// lags. If it leads, it applies what it lacks before the request.
     pub(super) fn outdated(&self, request: &Request<T>) -> Option<RequestError> {
         let outdated = request.range_epoch.is_some_and(|epoch| epoch < self.descriptor.epoch.range);
-        outdated.then(|| RequestError::StaleEpoch { now: Box::new([self.descriptor.clone()]) })
+        outdated.then(|| RequestError::StaleEpoch { now: Box::new([(*self.descriptor).clone()]) })
     }
 
     /// Whether commands may be proposed: the clock of all earlier entries is known.
