@@ -8,7 +8,7 @@ mod rest;
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    sync::Arc,
+    sync::{Arc, LazyLock},
 };
 
 use bytes::Bytes;
@@ -92,6 +92,9 @@ impl Round {
     }
 }
 
+/// raft-rs logs nothing. All groups share what it takes to say so.
+static NO_LOG: LazyLock<slog::Logger> = LazyLock::new(|| slog::Logger::root(slog::Discard, slog::o!()));
+
 /// One replica of one shard.
 pub struct Group {
     shard: ShardId,
@@ -99,7 +102,9 @@ pub struct Group {
     node: RawNode<Store>,
     descriptor: Arc<ShardDescriptor>,
     conf: Arc<ConfState>,
-    rng: ChaCha8Rng,
+    seed: u64,
+    /// Election timeouts drawn so far.
+    draws: u64,
     election_ticks: usize,
     /// The last timeout drawn here. raft-rs draws its own at every reset, which is overwritten with this one.
     election_timeout: usize,
@@ -114,7 +119,7 @@ pub struct Group {
     silent: BTreeSet<ReplicaId>,
     role: (Role, Term, ReplicaId),
     /// The checkpoint of the snapshot that raft-rs has accepted and not yet returned in a `Ready`.
-    incoming: Option<Checkpoint>,
+    incoming: Option<Box<Checkpoint>>,
     /// Rounds returned and not yet persisted, and whether each has a write.
     unpersisted: VecDeque<(u64, bool)>,
     /// Term and vote as last returned for writing.
@@ -163,15 +168,15 @@ impl Group {
             ..raft::Config::default()
         };
         let store = Store::new(replica, log, state, config.cache_bytes_max);
-        let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let node = RawNode::new(&raft_config, store, &logger).map_err(|_| GroupError::Library)?;
+        let node = RawNode::new(&raft_config, store, &NO_LOG).map_err(|_| GroupError::Library)?;
         let mut group = Self {
             shard: state.shard,
             replica,
             node,
             descriptor: state.checkpoint.position.descriptor.clone(),
             conf: state.checkpoint.position.conf.clone(),
-            rng: ChaCha8Rng::seed_from_u64(seed),
+            seed,
+            draws: 0,
             election_ticks: config.election_ticks,
             election_timeout: config.election_ticks,
             counted_ticks: tick,
@@ -365,7 +370,7 @@ impl Group {
         if let Some(checkpoint) = offered
             && accepted == Some(checkpoint.position.index.0)
         {
-            self.incoming = Some(checkpoint);
+            self.incoming = Some(Box::new(checkpoint));
         }
     }
 
@@ -602,7 +607,11 @@ impl Group {
         // and for a split vote two voters must also tick within the few milliseconds that a round of votes
         // takes.
         let range = self.election_ticks..self.election_ticks + self.election_ticks.div_ceil(2);
-        self.election_timeout = self.rng.random_range(range);
+        // A generator is larger than much else of a group that rests.
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(self.draws);
+        self.draws += 1;
+        self.election_timeout = rng.random_range(range);
         self.keep_election_timeout();
     }
 

@@ -142,13 +142,12 @@ impl<T> Default for Applied<T> {
     }
 }
 
-#[expect(clippy::large_enum_variant, reason = "one per replica, seldom in the large variant")]
 enum Slot<T> {
     /// Loads of one replica run one after the other: an earlier one that is retried must not replace what a
     /// later one has loaded.
     Loading {
         /// The load that follows and makes this one outdated.
-        next: Option<ApplyTask<T>>,
+        next: Option<Box<ApplyTask<T>>>,
         waiting: VecDeque<ApplyTask<T>>,
     },
     Ready(Box<Ready>),
@@ -246,7 +245,7 @@ impl<T> Applier<T> {
             }
             (Some(Slot::Loading { next, waiting }), open @ ApplyTask::Open { .. }) => {
                 drop_tasks(std::mem::take(waiting), out);
-                *next = Some(open);
+                *next = Some(Box::new(open));
             }
             (_, ApplyTask::Open { shard, checkpoint, replaces, .. }) => {
                 self.pins.end_all_of(replica);

@@ -95,7 +95,7 @@ pub(super) struct Replica<T> {
     /// According to its log, the only voter of its group since the checkpoint.
     pub(super) sole_voter: bool,
     /// While it is unverified: the configurations at the end of its log, cached.
-    pub(super) recent_confs: Option<RecentConfs>,
+    pub(super) recent_confs: Option<Box<RecentConfs>>,
     pub(super) descriptor: Arc<ShardDescriptor>,
     /// Nodes of replicas that the descriptor does not contain yet, learned from their messages.
     pub(super) routes: BTreeMap<ReplicaId, NodeId>,
@@ -154,9 +154,9 @@ pub(super) struct Replica<T> {
     pub(super) log_bytes: u64,
     /// The bytes of committed entries that are still in the log.
     pub(super) entry_bytes: EntryBytes,
-    pub(super) pending_snapshot: Option<PendingSnapshot>,
+    pub(super) pending_snapshot: Option<Box<PendingSnapshot>>,
     /// Appends that wait for objects.
-    pub(super) parked: Option<Parked>,
+    pub(super) parked: Option<Box<Parked>>,
     /// Objects may be held that were fetched for such appends.
     pub(super) holds_parked: bool,
     /// They could not all be fetched: when what came is let go of.
