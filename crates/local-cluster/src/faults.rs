@@ -64,12 +64,14 @@ impl Cluster {
     /// # Errors
     /// See [`Cluster::fill_disk`].
     pub fn cut_power(&mut self, i: usize) -> Result<(), ClusterError> {
-        self.disk(i)?.cut_power()?;
-        match self.kill(i) {
-            // It may have noticed the disk's failure and exited by itself.
-            Ok(()) | Err(ClusterError::NoNode(_)) => Ok(()),
-            Err(error) => Err(error),
+        self.disk(i)?;
+        let is_running = self.is_running(i)?;
+        if is_running {
+            // It must not see its disk fail: a node without power does nothing more.
+            self.pause(i)?;
         }
+        self.disk(i)?.cut_power()?;
+        if is_running { self.kill(i) } else { Ok(()) }
     }
 
     /// Restores the power of node `i`, which stays stopped until [`Cluster::start_node`].

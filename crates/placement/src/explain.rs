@@ -102,6 +102,8 @@ impl Planning {
         }
         let mut held: BTreeSet<_> = shard.intent.iter().map(|held| held.node).collect();
         held.extend(decisions.iter().filter_map(|decision| decision.to));
+        let is_pinned = self.pinned.contains(&shard.id);
+        let otherwise = if is_pinned { Rejection::PlacedByOperator } else { Rejection::Later };
         let explain = |replica: PlanReplica| {
             let decision = decisions.iter().find(|decision| decision.from == Some(replica));
             let stuck = repair.stuck.iter().find(|(stuck, _)| *stuck == replica);
@@ -111,12 +113,7 @@ impl Planning {
                 }
                 (None, Some((_, reason))) => (Fate::Stuck { reason: *reason }, planner.none_admitted(&held, replica)),
                 (None, None) => {
-                    let mut rejected = planner.rejected_for_moves(shard, replica, limits.balance_threshold);
-                    if self.is_pinned(shard.id) {
-                        let free = rejected.iter_mut().filter(|rejected| rejected.why == Rejection::Later);
-                        free.for_each(|rejected| rejected.why = Rejection::PlacedByOperator);
-                    }
-                    (Fate::Stays, rejected)
+                    (Fate::Stays, planner.rejected_for_moves(shard, replica, limits.balance_threshold, otherwise))
                 }
             };
             let phase = if votes(shard, replica) { ReplicaPhase::InPlace } else { ReplicaPhase::Arriving };

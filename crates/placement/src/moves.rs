@@ -139,8 +139,14 @@ impl Planner<'_> {
     }
 
     /// Why a healthy replica is on its node and not on each of the others: what speaks against a move for
-    /// spread, and against one for balance.
-    pub(crate) fn rejected_for_moves(&self, shard: &PlanShard, replica: PlanReplica, threshold: u32) -> Vec<Rejected> {
+    /// spread, and against one for balance; `otherwise` is said of those against which nothing speaks.
+    pub(crate) fn rejected_for_moves(
+        &self,
+        shard: &PlanShard,
+        replica: PlanReplica,
+        threshold: u32,
+        otherwise: Rejection,
+    ) -> Vec<Rejected> {
         let near = others(shard, replica);
         let check = |node: NodeId| -> Result<(), Rejection> {
             self.keeps_spread(shard, replica, node)?;
@@ -151,7 +157,7 @@ impl Planner<'_> {
             self.check_balance(shard, replica, node, threshold)
         };
         let others = self.nodes.keys().filter(|node| **node != replica.node);
-        others.map(|&node| Rejected { node, why: check(node).err().unwrap_or(Rejection::Later) }).collect()
+        others.map(|&node| Rejected { node, why: check(node).err().unwrap_or(otherwise) }).collect()
     }
 
     /// Whether the receiver has no replica of the shard, and the move would not bring its replicas closer

@@ -28,7 +28,7 @@ pub struct Planning {
     /// Of the others, those that are not settled.
     unsettled: BTreeSet<ShardId>,
     /// Shards that are not moved for balance or spread, and do not keep others from it.
-    pinned: BTreeSet<ShardId>,
+    pub(crate) pinned: BTreeSet<ShardId>,
     /// What could not be repaired when it was visited last.
     unrepaired: Unrepaired,
     /// The limits with which nothing was found to move, and why, if nothing has changed since.
@@ -119,10 +119,6 @@ impl Planning {
             self.pinned = pinned;
             self.nothing_moves = None;
         }
-    }
-
-    pub(crate) fn is_pinned(&self, shard: ShardId) -> bool {
-        self.pinned.contains(&shard)
     }
 
     /// Plans the next changes, as [`crate::plan`] does.

@@ -32,8 +32,8 @@ pub struct Options {
     /// Objects left by an earlier process are garbage-collected only when no replica was opened for this
     /// long: until then a replica that needs them may still be opened.
     pub inherited_grace: Duration,
-    /// Bytes of values that uploads and pulls store between two collections of objects, about: as many may have
-    /// become garbage meanwhile, of values that were overwritten or that nobody wrote in the end. A segment.
+    /// About how many bytes of values uploads and pulls store between two garbage collections. Up to as many may
+    /// be garbage by then: of values that were overwritten, and of uploads that no write used. One segment file.
     pub collection_bytes: u64,
     /// Bounds of the object store.
     pub objects: flotilla_objects::Options,

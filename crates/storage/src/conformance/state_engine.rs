@@ -55,7 +55,7 @@ pub fn state_engine(format: CheckpointFormat, open: &mut dyn FnMut() -> Box<dyn 
     objects_are_verified_and_durable(open);
     objects_of_two_holders_stay_until_both_let_go(open);
     what_a_receiver_imports_is_kept_until_it_is_installed(open);
-    objects_claimed_by_a_replica_not_yet_open_are_kept(open);
+    objects_held_for_a_replica_not_yet_open_are_kept(open);
     a_missing_object_is_named_in_the_error(open);
     for seed in 1..=3 {
         random_walks_match_a_model(open, seed);
@@ -687,7 +687,7 @@ fn what_a_receiver_imports_is_kept_until_it_is_installed(open: &mut Storage<'_>)
     test.assert_objects();
 }
 
-fn objects_claimed_by_a_replica_not_yet_open_are_kept(open: &mut Storage<'_>) {
+fn objects_held_for_a_replica_not_yet_open_are_kept(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 222);
     test.write(&[("a", Some("1"))]);
     test.flush("the same in two replicas");
@@ -695,7 +695,7 @@ fn objects_claimed_by_a_replica_not_yet_open_are_kept(open: &mut Storage<'_>) {
     let twin = ReplicaId(223);
     test.engine().install_snapshot(twin, &shared).expect("all objects are here");
     test.engine = None;
-    // Both are claimed after a restart, and one of them is destroyed before the other is open.
+    // Both hold them after a restart, and one of them is destroyed before the other is open.
     let engine = (test.storage.open)();
     for replica in [test.replica, twin] {
         engine.hold(Holder::Checkpoint(replica), &shared.objects().collect::<Vec<_>>());
