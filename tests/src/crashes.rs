@@ -320,6 +320,7 @@ async fn change_collections(cluster: &Cluster, victim: usize, round: u32) {
             replicas: None,
             objects_from: None,
             chunk: None,
+            split_bytes: None,
         };
         client.create_collection(&request).await.map(drop)
     } else {

@@ -74,6 +74,7 @@ async fn a_drained_node_leads_nothing_and_gets_nothing_until_it_is_taken_back(mo
         replicas: Some(3),
         objects_from: None,
         chunk: None,
+        split_bytes: None,
     };
     client(&cluster, 1).create_collection(&fresh).await.expect("a collection");
 

@@ -83,4 +83,5 @@ short! {
     a_data_folder_is_deleted
     a_data_folder_is_rolled_back
     a_clock_is_wrong
+    shards_are_split_while_nodes_are_killed
 }

@@ -13,7 +13,7 @@ fn find(
     node: NodeId,
 ) -> Result<OperationInfo, String> {
     let mut operations = list.operations.iter();
-    let found = operations.find(|found| (found.kind, found.phase, found.node) == (kind, phase, node));
+    let found = operations.find(|found| (found.kind, found.phase, found.node) == (kind, phase, Some(node)));
     found.cloned().ok_or_else(|| format!("no {kind} {phase} at {node} in {list:?}"))
 }
 

@@ -88,7 +88,8 @@ async fn a_replica_moves_to_the_node_that_an_operator_names() {
     let (id, from_text) = (shard.id.to_string(), from.to_string());
     let moves = ["shard", "move", &id, "--from", &from_text, "--to", "n4", "--wait"];
     let moved = operation(&cluster, 2, &moves).await;
-    assert_eq!((moved.phase, moved.done, moved.node, moved.from), (OperationPhase::Done, true, NodeId(4), Some(from)));
+    let (to, from_node) = (Some(NodeId(4)), Some(from));
+    assert_eq!((moved.phase, moved.done, moved.node, moved.from), (OperationPhase::Done, true, to, from_node));
     let mut expected: Vec<_> = (1..=4).map(NodeId).filter(|node| *node != from).collect();
     expected.sort_unstable();
     assert_eq!(nodes(&cluster).await, expected);

@@ -23,6 +23,7 @@ fn one_shard(name: &str) -> CreateCollection {
         replicas: Some(3),
         objects_from: None,
         chunk: None,
+        split_bytes: None,
     }
 }
 

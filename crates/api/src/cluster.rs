@@ -42,6 +42,9 @@ pub struct CreateCollection {
     /// As in [`ChangeCollection`]; the default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunk: Option<String>,
+    /// As in [`ChangeCollection`]; 64 MiB when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_bytes: Option<u64>,
 }
 
 /// Body of `PATCH /v1/collections/{name}`: what is absent stays. The answer is the [`Collection`].
@@ -55,6 +58,10 @@ pub struct ChangeCollection {
     /// `default` or `archive`. Values that are stored already stay as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunk: Option<String>,
+    /// A shard with more bytes of keys and values is split, without what values refer to: 1,024 to 2^40, or 0 for never.
+    /// Hash collections are split between two buckets only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_bytes: Option<u64>,
 }
 
 /// A collection.
@@ -76,6 +83,10 @@ pub struct Collection {
     /// How those are cut: the lengths of chunks at least, on average and at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunk: Option<String>,
+    /// A shard with more bytes of keys and values is split; 0 for never. Absent from nodes that split none by
+    /// themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_bytes: Option<u64>,
 }
 
 /// Answer to `GET /v1/collections`.

@@ -51,7 +51,9 @@ pub use objects::{
     MissingReply, MissingRequest, NeedReply, NeedRequest, OBJECT_REFS_MAX, OBJECTS_FETCHED_MAX, ObjectName, ObjectNeed,
     PullReply, PullRequest, UPLOAD_BYTES_MAX, UPLOAD_OBJECTS_MAX, UploadReply, VALUE_REF_MEDIA_TYPE, put_frame,
 };
-pub use operations::{MoveShard, OperationInfo, OperationList, OperationProgress, OperationVerb, UnknownOperationVerb};
+pub use operations::{
+    MoveShard, OperationInfo, OperationList, OperationProgress, OperationVerb, SplitShard, UnknownOperationVerb,
+};
 pub use operator::{NodeUpgrade, Setting, SettingList, SettingRequest, TokenInfo, TokenList, UpgradeStatus};
 pub use placement::{
     Alternative, Blocker, DECISIONS_DEFAULT, DECISIONS_MAX, DecisionInfo, DecisionList, PlacementAction,

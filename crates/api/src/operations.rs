@@ -1,9 +1,11 @@
-//! `GET /v1/cluster/operations`: what changes shards now, in the whole cluster; and the moves of replicas.
+//! `GET /v1/cluster/operations`: what changes shards now, in the whole cluster; moves of replicas and splits of shards.
 
 use std::{fmt, str::FromStr};
 
 use flotilla_types::{NodeId, OperationKind, OperationPhase, ReplicaId, ShardId};
 use serde::{Deserialize, Serialize};
+
+use crate::Encoding;
 
 /// Body of `POST /v1/cluster/shards/{id}/move`. Answered by an [`OperationInfo`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +17,19 @@ pub struct MoveShard {
     pub to: NodeId,
 }
 
+/// Body of `POST /v1/cluster/shards/{id}/split`; none is the same as an empty one. Answered by an [`OperationInfo`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitShard {
+    /// The first key of the new shard; of a hash collection, of those in the key's bucket, with the buckets behind it.
+    /// Without it, the middle of the shard: between two of its buckets, or else of the keys that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
+    /// Encoding of `at`.
+    #[serde(default, skip_serializing_if = "Encoding::is_default")]
+    pub encoding: Encoding,
+}
+
 /// What can be done with an operation: the last segment of `POST /v1/cluster/operations/{id}/{verb}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OperationVerb {
@@ -22,7 +37,7 @@ pub enum OperationVerb {
     Pause,
     /// It goes on.
     Resume,
-    /// It is taken back: the shard keeps the replicas that it had.
+    /// It is taken back: the shard keeps the replicas that it had. Splits are not cancelled.
     Cancel,
 }
 
@@ -74,10 +89,10 @@ pub struct OperationList {
     pub silent: Vec<NodeId>,
 }
 
-/// A change of a shard. It is listed until it is done; the latest moves that have ended can be shown by id.
+/// A change of a shard. It is listed until it is done; the latest moves and splits that have ended can be shown by id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationInfo {
-    /// Of a move, such as `op7`; of others kind, shard and replica, such as `add_replica.s4.r17`.
+    /// Of a move or a split, such as `op7`; of others kind, shard and replica, such as `add_replica.s4.r17`.
     pub id: String,
     /// What is done.
     pub kind: OperationKind,
@@ -88,17 +103,31 @@ pub struct OperationInfo {
     /// The shard.
     pub shard: ShardId,
     /// The replica that is added, removed, becomes the leader, or receives a snapshot. The leader itself
-    /// while no other replica can take its leadership.
-    pub replica: ReplicaId,
+    /// while no other replica can take its leadership. A split has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<ReplicaId>,
     /// The node of that replica.
-    pub node: NodeId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
     /// Of a move, the node whose replica goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<NodeId>,
+    /// Of a split, the new shard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub child: Option<ShardId>,
+    /// Of a split, the first key of the new shard; empty where that begins with a whole bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
+    /// Encoding of `at`.
+    #[serde(default, skip_serializing_if = "Encoding::is_default")]
+    pub encoding: Encoding,
+    /// Of a split in a hash collection, the bucket of that key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<u16>,
     /// The move that it is a part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part_of: Option<String>,
-    /// The node that reports it: the shard's leader, the receiver of a snapshot, or, of a move, any node.
+    /// The node that reports it: the shard's leader, the receiver of a snapshot, or, of a move or a split, any node.
     pub reported_by: NodeId,
     /// When the phase began as that node saw it, in Unix milliseconds.
     pub since_ms: u64,
@@ -111,7 +140,7 @@ pub struct OperationInfo {
 }
 
 impl OperationInfo {
-    /// The id of an operation that is no move: a move's is that of its record.
+    /// The id of an operation that is neither a move nor a split: theirs are those of their records.
     #[must_use]
     pub fn id_of(kind: OperationKind, shard: ShardId, replica: ReplicaId) -> String {
         format!("{kind}.{shard}.{replica}")
@@ -169,9 +198,13 @@ mod tests {
             phase: OperationPhase::Fetching,
             reason: "because".to_owned(),
             shard: ShardId(4),
-            replica: ReplicaId(17),
-            node: NodeId(3),
+            replica: Some(ReplicaId(17)),
+            node: Some(NodeId(3)),
             from: None,
+            child: None,
+            at: None,
+            encoding: Encoding::Utf8,
+            bucket: None,
             part_of: None,
             reported_by: NodeId(3),
             since_ms: 5,
@@ -190,6 +223,18 @@ mod tests {
         assert_eq!(json, expected);
         assert_eq!(serde_json::from_str::<OperationInfo>(&json).expect("an operation"), operation);
         assert_eq!(operation.state(), "fetching, 3 of 9 objects, 70 bytes fetched, about 2 s left");
+    }
+
+    #[test]
+    fn a_split_has_the_published_shape() {
+        let json = r#"{"id":"op7","kind":"split_shard","phase":"splitting","reason":"because","shard":"s4","child":"s9","at":"/w==","encoding":"base64","bucket":3,"reported_by":"n3","since_ms":5,"progress":{"objects":null,"objects_total":null,"bytes":null,"bytes_total":null,"eta_ms":null},"done":false,"error":null}"#;
+        let operation: OperationInfo = serde_json::from_str(json).expect("an operation");
+        assert_eq!((operation.replica, operation.node, operation.child), (None, None, Some(ShardId(9))));
+        assert_eq!(serde_json::to_string(&operation).expect("JSON"), json);
+        let request: SplitShard = serde_json::from_str(r#"{"at":"k"}"#).expect("a request");
+        assert_eq!(request, SplitShard { at: Some("k".to_owned()), encoding: Encoding::Utf8 });
+        assert_eq!(serde_json::to_string(&SplitShard::default()).expect("JSON"), "{}");
+        assert!(serde_json::from_str::<SplitShard>(r#"{"key":"k"}"#).is_err());
     }
 
     #[test]

@@ -4,8 +4,8 @@ use flotilla_api::{
     AuthorityStatus, ChangeCollection, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection,
     DecisionList, DigestList, Event, EventList, KeyId, KeyInfo, KeyList, KeyReply, KeyRequest, MoveShard, NodeChange,
     NodeVerb, OperationInfo, OperationList, OperationVerb, RebalanceRequest, ScrubReport, Setting, SettingList,
-    SettingRequest, ShardExplanation, ShardInfo, ShardList, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest,
-    UpgradeStatus,
+    SettingRequest, ShardExplanation, ShardInfo, ShardList, SplitShard, TokenId, TokenInfo, TokenList, TokenReply,
+    TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use reqwest::Method;
@@ -56,7 +56,16 @@ impl Client {
         self.call(Call::write(Method::POST, path).json(&request)).await?.json()
     }
 
-    /// Pauses, resumes or cancels a move.
+    /// Begins to split a shard in two.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn split_shard(&self, shard: ShardId, request: &SplitShard) -> Result<OperationInfo, ClientError> {
+        let path = format!("/v1/cluster/shards/{shard}/split");
+        self.call(Call::write(Method::POST, path).json(request)).await?.json()
+    }
+
+    /// Pauses, resumes or cancels a move, or pauses or resumes a split.
     ///
     /// # Errors
     /// See [`ClientError`].

@@ -196,6 +196,33 @@ impl Group {
         Ok(group)
     }
 
+    /// Opens a replica as the leader of the term of its hard state. See [`Origin::Heir`].
+    pub(crate) fn open_leading(
+        config: &Config,
+        replica: ReplicaId,
+        log: Arc<dyn Log>,
+        state: &ReplicaLog,
+        seed: u64,
+        tick: usize,
+    ) -> Result<Self, GroupError> {
+        let HardState { term, vote, .. } = state.hard_state;
+        let position = &state.checkpoint.position;
+        let is_new = state.last == position.index && position.term < term;
+        if vote != replica || !is_new || !position.conf.voters.contains(&replica) || position.conf.is_joint() {
+            return Err(GroupError::Inconsistent("a replica is to lead for which not every voter has voted"));
+        }
+        // The library counts the term up when it begins to lead.
+        let hard_state = HardState { term: Term(term.0 - 1), vote: ReplicaId::NONE, ..state.hard_state };
+        let before = ReplicaLog { hard_state, ..state.clone() };
+        let mut group = Self::open(config, replica, log, &before, seed, tick, usize::MAX)?;
+        let raft = &mut group.node.raft;
+        raft.become_candidate();
+        raft.become_leader();
+        // Both are durable already.
+        group.term_and_vote = (raft.term, raft.vote);
+        Ok(group)
+    }
+
     /// The shard.
     #[must_use]
     pub fn shard(&self) -> ShardId {
@@ -391,7 +418,7 @@ impl Group {
     /// Appends a change of the shard, if it applies to the current descriptor. One that was proposed before
     /// and is not committed yet may still keep it from applying.
     pub(crate) fn propose_shard_change(&mut self, change: &ShardChange) -> Result<LogIndex, ProposeError> {
-        if change.after(&self.descriptor).is_err() {
+        if self.after(change).is_err() {
             return Err(ProposeError::Configuration);
         }
         self.append(eraftpb::EntryType::EntryNormal, Bytes::from_static(Entry::SHARD_DATA), change.encode())
@@ -587,8 +614,21 @@ impl Group {
     /// reads that run behind the change are judged by the descriptor after it.
     pub(crate) fn apply_shard_change(&mut self, entry: &Entry) -> Result<ShardChange, ChangeError> {
         let change = ShardChange::decode(&entry.context)?;
-        self.descriptor = Arc::new(change.after(&self.descriptor)?);
+        self.descriptor = Arc::new(self.after(&change)?);
+        if matches!(change, ShardChange::Split(_)) {
+            // Followers learn now that it is committed, and not with the next entry: the new shard waits for them.
+            self.node.ping();
+        }
         Ok(change)
+    }
+
+    /// The descriptor after a change. A shard is not split while its configuration is joint: the new shard would
+    /// have the replicas of both.
+    fn after(&self, change: &ShardChange) -> Result<ShardDescriptor, ChangeError> {
+        if matches!(change, ShardChange::Split(_)) && self.conf.is_joint() {
+            return Err(ChangeError::NotApplicable);
+        }
+        change.after(&self.descriptor)
     }
 
     /// Steps down if this leader is no longer a voter; raft-rs leaves that to its caller.

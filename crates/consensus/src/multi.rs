@@ -265,10 +265,15 @@ impl MultiRaft {
     ) -> Result<(), GroupError> {
         let (config, log, tick) = (&self.config, self.log.clone(), self.ticks);
         let ticks_since_leader = match origin {
-            Origin::Created => usize::MAX,
+            Origin::Created | Origin::Heir => usize::MAX,
             Origin::Recovered => self.ticks,
         };
-        let open = AssertUnwindSafe(|| Group::open(config, replica, log, state, seed, tick, ticks_since_leader));
+        let open = AssertUnwindSafe(|| {
+            if origin == Origin::Heir {
+                return Group::open_leading(config, replica, log, state, seed, tick);
+            }
+            Group::open(config, replica, log, state, seed, tick, ticks_since_leader)
+        });
         let mut group = catch_unwind(open).unwrap_or_else(|_| {
             // What the group's store has noted is lost with it. raft-rs reads this term when it begins.
             let unreadable = self.log.term(replica, state.last).err();

@@ -7,17 +7,22 @@
 
 use std::ops::RangeInclusive;
 
+mod split;
+
 use bytes::Bytes;
 use flotilla_types::{ClusterVersion, ShardDescriptor};
 
 use crate::ChangeError;
+pub use split::Split;
 
 /// The newest format.
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 const FORMAT_BUMP: u8 = 1;
 const FORMAT_FOLD: u8 = 2;
+const FORMAT_SPLIT: u8 = 3;
 const BUMP: u8 = 1;
 const FOLD: u8 = 2;
+const SPLIT: u8 = 3;
 
 /// One change of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +37,8 @@ pub enum ShardChange {
         /// [`PIECE_BYTES`](Self::PIECE_BYTES): with another size it would be another base.
         piece_bytes: u32,
     },
+    /// The upper end of the range becomes a shard of its own.
+    Split(Split),
 }
 
 impl ShardChange {
@@ -44,6 +51,7 @@ impl ShardChange {
         match self {
             Self::Bump => ClusterVersion::SHARD_ENTRIES,
             Self::Fold { .. } => ClusterVersion::LOGGED_FOLDS,
+            Self::Split(_) => ClusterVersion::SPLITS,
         }
     }
 
@@ -52,15 +60,11 @@ impl ShardChange {
     /// # Errors
     /// The change does not apply to this descriptor.
     pub fn after(&self, before: &ShardDescriptor) -> Result<ShardDescriptor, ChangeError> {
-        let mut after = before.clone();
         match self {
-            Self::Bump => {
-                // A snapshot of a faulty peer may carry any epoch. No two descriptors may have the same one.
-                after.epoch.range = before.epoch.range.checked_add(1).ok_or(ChangeError::NotApplicable)?;
-            }
-            Self::Fold { .. } => {}
+            Self::Bump => Ok(with_next_epoch(before)?),
+            Self::Fold { .. } => Ok(before.clone()),
+            Self::Split(split) => split.halves(before).map(|(left, _)| left),
         }
-        Ok(after)
     }
 
     /// Encodes the change for the log.
@@ -72,6 +76,7 @@ impl ShardChange {
                 let [a, b, c, d] = piece_bytes.to_le_bytes();
                 Bytes::copy_from_slice(&[FORMAT_FOLD, FOLD, a, b, c, d])
             }
+            Self::Split(split) => split.encode(&[FORMAT_SPLIT, SPLIT]),
         }
     }
 
@@ -87,10 +92,19 @@ impl ShardChange {
                 let in_bounds = Self::PIECE_BYTES.contains(&piece_bytes);
                 if in_bounds { Ok(Self::Fold { piece_bytes }) } else { Err(ChangeError::Malformed) }
             }
+            [FORMAT_SPLIT, SPLIT, rest @ ..] => Split::decode(rest).map(Self::Split),
             [found, ..] if *found > FORMAT => Err(ChangeError::Version { found: *found, known: FORMAT }),
             _ => Err(ChangeError::Malformed),
         }
     }
+}
+
+/// The same shard with the next range epoch. A snapshot of a faulty peer may carry any epoch, and no two descriptors
+/// may have the same one.
+fn with_next_epoch(before: &ShardDescriptor) -> Result<ShardDescriptor, ChangeError> {
+    let mut after = before.clone();
+    after.epoch.range = before.epoch.range.checked_add(1).ok_or(ChangeError::NotApplicable)?;
+    Ok(after)
 }
 
 #[cfg(test)]
@@ -142,7 +156,8 @@ mod tests {
     #[test]
     fn hostile_changes_are_refused_or_round_trip() {
         let fold = ShardChange::PIECE_BYTES.prop_map(|piece_bytes| ShardChange::Fold { piece_bytes });
-        let change = prop_oneof![Just(ShardChange::Bump), fold];
+        let split = split::tests::any_split().prop_map(ShardChange::Split);
+        let change = prop_oneof![Just(ShardChange::Bump), fold, split];
         attack(1_000, mutated(change.prop_map(|change| change.encode())), |bytes| {
             if let Ok(change) = Proportion::DEFAULT.of(bytes.len(), || ShardChange::decode(&bytes)) {
                 assert_eq!(change.encode(), bytes);

@@ -11,8 +11,8 @@ use flotilla_control::{
     ClusterView, FeedFollower, Leaders, Lifecycle, LocalNode, MemberState, Placement, Reconciler, ShardsLed, View,
 };
 use flotilla_meta::{
-    Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode, Setting, TokenId,
-    ValueSettings,
+    Addresses, CollectionSettings, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode,
+    Setting, TokenId,
 };
 use flotilla_placement::Sharding;
 use flotilla_replication::{Follower, GroupStatus, ReplicaStatus, Replicas, Role};
@@ -74,7 +74,7 @@ impl World {
                 buckets: u16::try_from(buckets).expect("few buckets"),
                 replicas: 3,
                 initial_nodes: (0..buckets).map(|_| (1..=NODES).map(NodeId).collect()).collect(),
-                values: ValueSettings::NONE,
+                settings: CollectionSettings::NONE,
             };
             apply(&mut follower, &create);
         }

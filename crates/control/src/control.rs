@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::{
-    AnnounceNode, DiskReader, Event, Gossip, Leaders, LocalNode, Lost, Shards, Topology, core::LeaderChanges, feed,
-    gossip, hints, loops, placement,
+    AnnounceNode, DiskReader, Event, Gossip, Leaders, LocalNode, Lost, Shards, SizeSplits, Topology,
+    core::LeaderChanges, feed, gossip, hints, loops, placement,
 };
 
 /// The dependencies of [`Control`].
@@ -134,6 +134,7 @@ impl Control {
             tokio::spawn(loops::placement(context.clone(), parts.cpu_used_us, questions)),
             tokio::spawn(loops::run(context.clone(), Leaders::default())),
             tokio::spawn(loops::run(context.clone(), AnnounceNode::default())),
+            tokio::spawn(loops::run(context.clone(), SizeSplits::default())),
             tokio::spawn(feed::follow(context.clone())),
             tokio::spawn(loops::contact(context.clone())),
             tokio::spawn(hints::follow(context, parts.hints)),

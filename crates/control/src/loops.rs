@@ -8,7 +8,7 @@ use std::{
 };
 
 use flotilla_membership::{Input, Member};
-use flotilla_meta::{MetaCommand, MetaQuery, MetaReply, MetaState};
+use flotilla_meta::{MetaCommand, MetaQuery, MetaReply, MetaState, OperationRecord};
 use flotilla_replication::{Handle, LostReason, Replicas, clock};
 use flotilla_transport::{Class, PeerStatus, Transport};
 use flotilla_types::{NodeId, ReplicaId, ShardId, escape_hidden};
@@ -20,6 +20,7 @@ use crate::{
     PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, PlacementQuestion, Reconciler, RequestKind, Said,
     Shards, ShardsLed, Topology, Verdict, View,
     core::{self, Contact, CpuMeter, Report},
+    measured,
     placement::Call,
     shards::give_up,
 };
@@ -119,8 +120,9 @@ pub(crate) async fn pauses(context: Arc<Context>) {
     loop {
         let now = metadata.borrow_and_update().clone();
         if !now.has_operations_of(&known) {
-            let here = now.paused().filter(|operation| operation.to.node == context.me.node);
-            context.host.pause_snapshots(here.map(|operation| operation.to.replica).collect());
+            let moved = now.paused().filter_map(OperationRecord::moved).map(|(_, to)| to);
+            let here = moved.filter(|to| to.node == context.me.node);
+            context.host.pause_snapshots(here.map(|to| to.replica).collect());
         }
         known = now;
         // The sender lives as long as the topology.
@@ -390,6 +392,8 @@ impl Context {
                 tracing::info!(%shard, ?change, "changing a shard");
                 self.host.change_shard(shard, change);
             }
+            Action::PrepareSplit { shard, at } => self.host.prepare_split(shard, at),
+            Action::Measure { shard, replica, above } => return self.measure(shard, replica, above).await,
             Action::ReadFingerprints { shard, of } => return Some(self.read_fingerprints(shard, of).await),
             Action::GiveUp { node, shard, replica, evidence } => self.give_up(node, shard, replica, evidence).await,
             // `pass` sends consecutive proposals together.
@@ -412,6 +416,13 @@ impl Context {
         let request = PeerRequest::Authority((self.authority)()?.into()).encode();
         let response = self.network.call(to, Class::Rpc, request, PROPOSE_TIMEOUT).await.ok()?;
         core::decode_answer(response).is_ok().then_some(Outcome::AuthorityTaken(to))
+    }
+
+    /// Measures the records of a replica here.
+    async fn measure(&self, shard: ShardId, replica: ReplicaId, above: u64) -> Option<Outcome> {
+        let contents = self.host.contents(replica).await.ok()?;
+        let measure = move || measured(shard, &contents, above);
+        tokio::task::spawn_blocking(measure).await.ok()?.map(Outcome::Measured)
     }
 
     /// What replicas say of their states, as far as they answer soon.

@@ -189,6 +189,7 @@ pub(crate) async fn create(
         replicas: None,
         objects_from: None,
         chunk: None,
+        split_bytes: None,
     };
     match admin.create_collection(request, deadline).await {
         // Another client may have created it, also with other properties.

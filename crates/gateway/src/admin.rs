@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
+use bytes::Bytes;
 use flotilla_api::{
     AuthorityStatus, Blocker, ChangeCollection, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection,
     DecisionList, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, MoveShard, NodeChange, NodeVerb,
@@ -139,14 +140,17 @@ pub trait Admin: Send + Sync + 'static {
     /// What changes shards now: the reports of all nodes that answer soon.
     fn operations(&self, deadline: Instant) -> AdminFuture<'_, OperationList>;
 
-    /// A move of a replica, as far as all nodes that answer soon know: one under way, or one of the latest that have
+    /// A move of a replica or a split of a shard, as far as all nodes that answer soon know: one under way, or one of the latest that have
     /// ended.
     fn operation(&self, operation: OperationId, deadline: Instant) -> AdminFuture<'_, OperationInfo>;
 
     /// Begins to move a replica of a shard to another node.
     fn move_shard(&self, shard: ShardId, request: MoveShard, deadline: Instant) -> AdminFuture<'_, OperationInfo>;
 
-    /// Pauses, resumes or cancels a move.
+    /// Begins to split a shard in two, in the middle unless the first key of the new shard is given.
+    fn split_shard(&self, shard: ShardId, at: Option<Bytes>, deadline: Instant) -> AdminFuture<'_, OperationInfo>;
+
+    /// Pauses, resumes or cancels a move, or pauses or resumes a split.
     fn change_operation(
         &self,
         operation: OperationId,

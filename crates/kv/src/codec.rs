@@ -131,7 +131,8 @@ mod tests {
         assert_eq!(decode(b"\x04"), Err(DecodeError::Malformed("command")), "and version 4");
         assert_eq!(decode(b"\x05"), Err(DecodeError::Malformed("command")), "version 5 has extended values");
         assert_eq!(decode(b"\x06"), Err(DecodeError::Malformed("command")), "version 6 has only the switch");
-        assert_eq!(decode(b"\x07"), Err(DecodeError::Version { found: 7, known: 6 }));
+        assert_eq!(decode(b"\x07"), Err(DecodeError::Malformed("command")), "and version 7");
+        assert_eq!(decode(b"\x08"), Err(DecodeError::Version { found: 8, known: 7 }));
         assert_eq!(decode(b"\xff"), Err(DecodeError::Malformed("command")));
     }
 

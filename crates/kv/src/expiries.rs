@@ -6,14 +6,24 @@
 //! ones, and reads more when entries have removed these: a bounded number, whatever the number of records that
 //! expire.
 //!
-//! Invariant: `next` has every place before `known_to`. What is removed at an entry depends on the places and
-//! on the clock only, never on how many of them are in memory: those differ between replicas.
+//! After a split of the shard some places that are records are of keys that another shard has: see [`owned`].
+//!
+//! Invariant: `next` and `foreign` have every place before `known_to`. What is removed at an entry depends on the
+//! places, on the clock and on the shard's own keys only, never on how many places are in memory: those differ
+//! between replicas.
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use flotilla_storage::{MachineError, Overlay, ScanBounds, StateReader};
 
 use crate::place::{Place, decode_bytes, encode_bytes, stored_range};
+
+mod owned;
+
+pub(crate) use owned::Owned;
 
 /// Places that are read at once and kept; up to twice as many are kept as entries add some.
 pub(crate) const NEXT_MAX: usize = 2_048;
@@ -68,6 +78,17 @@ pub(crate) struct Stored {
     pub(crate) sum_ms: u128,
     /// No record expires before this time.
     pub(crate) none_before_ms: u64,
+    /// Once the shard was split.
+    pub(crate) owned: Option<Owned>,
+}
+
+/// What was taken because it is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// A record of so many bytes.
+    Record(Place, u64),
+    /// Only the place of a record that another shard has.
+    Foreign,
 }
 
 /// The records of a shard that expire.
@@ -76,7 +97,9 @@ pub(crate) struct Expiries {
     stored: Stored,
     /// The bytes of the next records to expire.
     next: BTreeMap<Place, u64>,
-    /// `None`: `next` has all.
+    /// The next places of records that other shards have, if all places are records; else none.
+    foreign: BTreeSet<Place>,
+    /// `None`: all are in memory.
     known_to: Option<Place>,
     next_max: usize,
     /// The shard's clock.
@@ -89,13 +112,13 @@ impl Expiries {
     /// The expiries of a shard without records.
     pub(crate) fn new(next_max: usize) -> Self {
         let (stored, next, due) = (Stored::default(), BTreeMap::new(), Totals::default());
-        Self { stored, next, known_to: None, next_max, clock_ms: 0, due }
+        Self { stored, next, foreign: BTreeSet::new(), known_to: None, next_max, clock_ms: 0, due }
     }
 
     /// The expiries of a checkpoint at this clock. Unless they are records, [`find`](Self::find) completes them.
     pub(crate) fn restored(stored: Stored, clock_ms: u64, next_max: usize) -> Self {
-        let known_to =
-            (stored.form == Form::Records && stored.count > 0).then(|| Place::first_at(stored.none_before_ms));
+        let is_any_stored = stored.form == Form::Records && (stored.count, stored.foreign()) != (0, 0);
+        let known_to = is_any_stored.then(|| Place::first_at(stored.none_before_ms));
         Self { stored, known_to, clock_ms, ..Self::new(next_max) }
     }
 
@@ -163,6 +186,9 @@ impl Expiries {
 
     /// A record of so many bytes expires at this place.
     pub(crate) fn insert(&mut self, place: Place, bytes: u64, overlay: &mut Overlay<'_>) -> Result<(), MachineError> {
+        if !self.stored.owns(&place) {
+            return Err(DISAGREES);
+        }
         self.stored.count = self.stored.count.checked_add(1).ok_or(DISAGREES)?;
         self.stored.sum_ms = self.stored.sum_ms.checked_add(u128::from(place.at_ms)).ok_or(DISAGREES)?;
         if self.is_record(&place) {
@@ -190,19 +216,23 @@ impl Expiries {
         Ok(())
     }
 
-    /// Removes the first record if it is due at the clock, and returns it with its bytes.
-    pub(crate) fn take_due(&mut self, overlay: &mut Overlay<'_>) -> Result<Option<(Place, u64)>, MachineError> {
-        while self.next.is_empty() && self.known_to.as_ref().is_some_and(|known_to| known_to.at_ms <= self.clock_ms) {
+    /// Removes the first place if it is due at the clock, and returns what it was of.
+    pub(crate) fn take_due(&mut self, overlay: &mut Overlay<'_>) -> Result<Option<Due>, MachineError> {
+        while self.in_memory() == 0 && self.known_to.as_ref().is_some_and(|known_to| known_to.at_ms <= self.clock_ms) {
             self.read_next(overlay)?;
         }
-        let first = self.next.first_key_value().filter(|(place, _)| place.at_ms <= self.clock_ms);
-        let Some((place, bytes)) = first.map(|(place, bytes)| (place.clone(), *bytes)) else {
+        let first = self.in_order().next().filter(|place| place.at_ms <= self.clock_ms).cloned();
+        let Some(place) = first else {
             self.stored.none_before_ms = self.clock_ms.saturating_add(1);
             return Ok(None);
         };
-        self.remove(&place, bytes, overlay)?;
         self.stored.none_before_ms = place.at_ms;
-        Ok(Some((place, bytes)))
+        let Some(bytes) = self.next.get(&place).copied() else {
+            self.remove_foreign(&place, overlay)?;
+            return Ok(Some(Due::Foreign));
+        };
+        self.remove(&place, bytes, overlay)?;
+        Ok(Some(Due::Record(place, bytes)))
     }
 
     /// Reads the places that follow those in memory.
@@ -214,9 +244,15 @@ impl Expiries {
             None => None,
         };
         for (key, value) in page {
-            self.find(Place::of_stored_key(&key)?.unshared(), decode_bytes(&value)?);
+            let (place, bytes) = (Place::of_stored_key(&key)?.unshared(), decode_bytes(&value)?);
+            if self.stored.owns(&place) {
+                self.find(place, bytes);
+            } else {
+                self.foreign.insert(place);
+            }
         }
-        let disagrees = self.known_to.is_none() && self.found() != self.stored.count;
+        let found = (self.found(), self.foreign.len() as u64);
+        let disagrees = self.known_to.is_none() && found != (self.stored.count, self.stored.foreign());
         if disagrees { Err(DISAGREES) } else { Ok(()) }
     }
 
@@ -240,6 +276,9 @@ impl Expiries {
             Some(last) if converted == places_max => Form::Converting(last.clone()),
             _ => Form::Records,
         };
+        if self.stored.form == Form::Records {
+            self.meet_foreign();
+        }
     }
 
     pub(crate) fn is_converting(&self) -> bool {
@@ -248,41 +287,44 @@ impl Expiries {
 
     /// Keeps only the next ones in memory, when there are too many. Call it after each entry.
     pub(crate) fn forget_later(&mut self) {
-        if self.stored.form != Form::Records || self.next.len() <= 2 * self.next_max {
+        if self.stored.form != Form::Records || self.in_memory() <= 2 * self.next_max {
             return;
         }
-        let Some(first) = self.next.keys().nth(self.next_max).cloned() else { return };
+        let Some(first) = self.in_order().nth(self.next_max).cloned() else { return };
         for (place, bytes) in self.next.split_off(&first) {
             if place.at_ms <= self.clock_ms {
                 self.due.subtract(place.at_ms, bytes);
             }
         }
+        self.foreign.split_off(&first);
         self.known_to = Some(first);
     }
 
     /// How many places are in memory.
-    #[cfg(test)]
     pub(crate) fn in_memory(&self) -> usize {
-        self.next.len()
+        self.next.len() + self.foreign.len()
     }
 
     /// Whether entries up to this time may have to read places: entries that add at most so many records with
     /// an expiry, and remove at most so many.
     pub(crate) fn may_read(&self, until_ms: u64, added: usize, removed: usize) -> bool {
+        if self.may_meet_foreign() {
+            return true;
+        }
         // `forget_later` may act between any two of the entries, but leaves `next_max`.
         let Some(known_to) = &self.known_to else {
-            return self.next.len() + added > 2 * self.next_max && removed > self.next_max;
+            return self.in_memory() + added > 2 * self.next_max && removed > self.next_max;
         };
-        if removed <= self.next_max.min(self.next.len()) {
+        if removed <= self.next_max.min(self.in_memory()) {
             return false;
         }
-        let due = || self.next.keys().take_while(|place| place.at_ms <= until_ms).take(self.next_max).count();
+        let due = || self.in_order().take_while(|place| place.at_ms <= until_ms).take(self.next_max).count();
         known_to.at_ms <= until_ms || due() + added >= self.next_max
     }
 
-    /// No record expires before this time; `None` if none expires.
+    /// No place is due before this time; `None` if there is none.
     pub(crate) fn first_ms(&self) -> Option<u64> {
-        let first = self.next.keys().next().or(self.known_to.as_ref());
+        let first = self.in_order().next().or(self.known_to.as_ref());
         first.map(|place| place.at_ms)
     }
 
@@ -296,6 +338,7 @@ impl Expiries {
             due: self.due,
             later_ms: later.map(|(place, _)| place.at_ms),
             known_to: self.known_to.clone(),
+            owned: self.stored.owned.clone(),
         }
     }
 }
@@ -311,6 +354,7 @@ pub(crate) struct Summary {
     /// The first expiry before `known_to` and after the clock.
     later_ms: Option<u64>,
     known_to: Option<Place>,
+    owned: Option<Owned>,
 }
 
 impl Summary {
@@ -333,7 +377,10 @@ impl Summary {
             let bounds = ScanBounds { items_max: NEXT_MAX, bytes_max: READ_BYTES_MAX, examined_max };
             let page = records.scan_page(&rest, bounds)?;
             for (key, value) in &page.items {
-                due.add(Place::of_stored_key(key)?.at_ms, decode_bytes(value)?);
+                let place = Place::of_stored_key(key)?;
+                if self.owns(&place) {
+                    due.add(place.at_ms, decode_bytes(value)?);
+                }
             }
             examined += page.examined.max(1);
             match page.next {
@@ -344,7 +391,8 @@ impl Summary {
         Ok(None)
     }
 
-    /// Whether a record expires after the clock and at or before this time.
+    /// Whether a record expires after the clock and at or before this time. Also if there are too many foreign places
+    /// to tell: whoever advances the clock then gets past them.
     pub(crate) fn becomes_due_by(&self, until_ms: u64, records: &dyn StateReader) -> Result<bool, MachineError> {
         let Some(from) = Place::after(self.clock_ms).filter(|from| from.at_ms <= until_ms) else { return Ok(false) };
         if self.later_ms.is_some_and(|at_ms| at_ms <= until_ms) {
@@ -354,7 +402,10 @@ impl Summary {
             return Ok(false);
         };
         let from = known_to.max(&from);
-        let found = records.scan(&stored_range(from, Place::after(until_ms).as_ref()), 1, READ_BYTES_MAX)?;
-        Ok(!found.is_empty())
+        let range = stored_range(from, Place::after(until_ms).as_ref());
+        if self.has_foreign() {
+            return self.may_have_own(range, records);
+        }
+        Ok(!records.scan(&range, 1, READ_BYTES_MAX)?.is_empty())
     }
 }

@@ -9,7 +9,7 @@ use proptest::{collection::vec, option, prelude::*};
 use crate::{
     Answer, FORMAT_VERSION, KvMachine, Limits, Outcome, Query, Record, decode_answer, decode_command, decode_outcome,
     decode_query, encode_answer, encode_command, encode_outcome, encode_query,
-    expiries::{Form, Stored},
+    expiries::{Form, Owned, Stored},
     parse_integer,
     place::Place,
     record::StoredRecord,
@@ -149,7 +149,10 @@ fn hostile_system_states_are_refused_or_round_trip() {
             (true, 0) => Form::Converting(to),
             (true, _) => Form::Records,
         };
-        let expiries = Stored { form, count: number, sum_ms: u128::from(clock), none_before_ms: clock };
+        let part = KeyRange { start: Bytes::copy_from_slice(&number.to_be_bytes()), end: KeyRange::of_users().end };
+        let foreign = if form == Form::Memory { 0 } else { clock };
+        let owned = (number % 3 > 0).then_some(Owned { keys: part, foreign });
+        let expiries = Stored { form, count: number, sum_ms: u128::from(clock), none_before_ms: clock, owned };
         System { version, clock: Timestamp(clock), records: number, bytes: number, expiries }.encode(&sessions)
     });
     attack(500, mutated(valid), |bytes| {
@@ -179,15 +182,17 @@ fn hostile_places_are_refused_or_move_the_machine_on() {
         };
         places.into_iter().map(record).collect::<Vec<_>>()
     });
-    let valid = (valid, vec(mutated(Just(b"12345678".to_vec())), 0..3), extreme_u64());
-    attack(300, valid, |(places, values, count)| {
+    let valid = (valid, vec(mutated(Just(b"12345678".to_vec())), 0..3), extreme_u64(), option::of(extreme_u64()));
+    attack(300, valid, |(places, values, count, foreign)| {
         let mut replica = Replica::default();
         let mut records: Vec<_> = places.into_iter().map(|(key, value)| (key, Bytes::from(value))).collect();
         for ((_, value), other) in records.iter_mut().zip(values) {
             *value = other.into();
         }
         replica.records.0.extend(records);
-        let expiries = Stored { form: Form::Records, count, sum_ms: u128::from(count), none_before_ms: 0 };
+        let part = KeyRange { start: testing::key("b"), end: testing::key("c") };
+        let owned = foreign.map(|foreign| Owned { keys: part, foreign });
+        let expiries = Stored { form: Form::Records, count, sum_ms: u128::from(count), none_before_ms: 0, owned };
         let version = ClusterVersion::EXPIRY_RECORDS;
         let system = System { version, clock: Timestamp::ZERO, records: count, bytes: count, expiries };
         replica.machine.restore(&system.encode(&Sessions::default()), &replica.records).expect("it reads no record");

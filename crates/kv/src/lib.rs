@@ -10,6 +10,7 @@ mod expiries;
 mod hostile;
 mod limits;
 mod machine;
+mod pages;
 mod place;
 mod read;
 mod record;

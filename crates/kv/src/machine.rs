@@ -8,14 +8,16 @@
 //! What a command means depends on the machine's version, which a command of its own log raises: so all
 //! replicas change the meaning at the same entry, whatever binaries their nodes run.
 //!
+//! A shard can be split: see `split`.
+//!
 //! It knows nothing of Raft, networks or disks, and reads no clock.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_storage::{
-    ApplyContext, DeferredRead, MachineError, Overlay, ReadContext, StateMachine, StateReader, Upcoming, WriteSet,
-    successor, switched_version,
+    ApplyContext, CountAhead, DeferredRead, MachineError, Overlay, ReadContext, StateMachine, StateReader, Upcoming,
+    WriteSet, switched_version,
 };
 use flotilla_types::{ClusterVersion, KeyRange, SessionId, Timestamp, VersionRange};
 
@@ -23,6 +25,7 @@ use crate::{
     Answer, Command, DecodeError, Limits, Outcome, Refusal,
     codec::{decode_command, decode_query_as_of, encode_answer, encode_outcome},
     expiries::{Expiries, NEXT_MAX},
+    pages::Pages,
     place::Place,
     read::{Effort, Reading},
     record::StoredRecord,
@@ -44,10 +47,6 @@ const REMOVALS_PER_UPKEEP: usize = 512;
 /// [`ClusterVersion::BOUNDED_SESSIONS`] on. A duplicate that arrives later is applied again, so senders stop
 /// repeating a command long before: gateways after a minute.
 const SESSION_MS_MAX: u64 = 3_600_000;
-
-/// Records, and their bytes, that are read at once when a load looks for those that expire.
-const FIND_ITEMS: usize = 4_096;
-const FIND_BYTES: usize = 8 << 20;
 
 /// The replicated key-value store of one shard replica. See [`StateMachine`] for how it is driven.
 ///
@@ -243,10 +242,22 @@ impl StateMachine for KvMachine {
         self.version
     }
 
+    fn record_bytes(&self) -> Option<u64> {
+        Some(self.stats.stored().1)
+    }
+
     fn upkeep_due_ms(&self) -> Option<u64> {
         let expiries = &self.stats.expiries;
         let due_ms = if expiries.is_converting() { Some(0) } else { expiries.first_ms() };
         due_ms.filter(|_| self.version >= ClusterVersion::UPKEEP)
+    }
+
+    fn split(&mut self, right: &KeyRange, records: &dyn StateReader) -> Result<Bytes, MachineError> {
+        self.split_off(right, records)
+    }
+
+    fn count_ahead(&mut self, right: &KeyRange) -> Option<Arc<dyn CountAhead>> {
+        Some(self.begin_count(right))
     }
 
     fn system(&self) -> Bytes {
@@ -316,22 +327,21 @@ fn decode(bytes: &Bytes) -> Result<Request, MachineError> {
 
 /// Finds the places of the records that expire, if the checkpoint has none: reads records until all are found.
 fn find_expiring(expiries: &mut Expiries, records: &dyn StateReader) -> Result<(), MachineError> {
-    let mut range = KeyRange::of_users();
+    let mut all = Pages::new(expiries.stored().keys(), records);
     while expiries.must_be_found() {
-        let batch = records.scan(&range, FIND_ITEMS, FIND_BYTES)?;
-        let Some((last, _)) = batch.last() else {
+        let Some((key, stored)) = all.next().transpose()? else {
             return Err(MachineError::Corrupt("fewer records expire than the system state says"));
         };
-        range.start = successor(last);
-        for (key, stored) in batch {
-            let footprint = Footprint::of(&key, &StoredRecord::decode(stored)?);
-            if let Some(at_ms) = footprint.expires_at_ms {
-                expiries.find(Place::new(at_ms, key).unshared(), footprint.bytes);
-            }
+        let footprint = Footprint::of(&key, &StoredRecord::decode(stored)?);
+        if let Some(at_ms) = footprint.expires_at_ms {
+            expiries.find(Place::new(at_ms, key).unshared(), footprint.bytes);
         }
     }
     expiries.finish_finding()
 }
 
+mod split;
+
+pub(crate) use split::Counting;
 #[cfg(test)]
 mod tests;

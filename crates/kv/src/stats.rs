@@ -3,11 +3,15 @@
 //! Invariant: the statistics agree with the stored records after every command. They count stored records,
 //! and apart from them those that are due at the shard's clock and not removed yet.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use flotilla_storage::{MachineError, Overlay, StateReader};
+use flotilla_types::KeyRange;
 
 use crate::{
-    expiries::{DISAGREES, Expiries, Summary},
+    expiries::{DISAGREES, Due, Expiries, Stored, Summary, Totals},
+    machine::Counting,
     place::Place,
     record::StoredRecord,
 };
@@ -26,17 +30,89 @@ impl Footprint {
     }
 }
 
+/// What a part of the records adds to the statistics.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub(crate) records: u64,
+    pub(crate) bytes: u64,
+    /// Those of them that expire.
+    expiring: Totals,
+}
+
+impl Share {
+    /// Adds a record.
+    pub(crate) fn add(&mut self, record: &Footprint) {
+        self.records = self.records.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(record.bytes);
+        if let Some(at_ms) = record.expires_at_ms {
+            self.expiring.add(at_ms, record.bytes);
+        }
+    }
+}
+
+/// What a split at this range would give up, counted ahead: what was there when the count began, and what has changed
+/// since.
+#[derive(Debug)]
+pub(crate) struct Ahead {
+    right: KeyRange,
+    counting: Arc<Counting>,
+    appeared: Share,
+    disappeared: Share,
+}
+
+impl Ahead {
+    pub(crate) fn new(right: KeyRange, counting: Arc<Counting>) -> Self {
+        Self { right, counting, appeared: Share::default(), disappeared: Share::default() }
+    }
+
+    fn replace(&mut self, key: &[u8], before: Option<&Footprint>, after: Option<&Footprint>) {
+        if self.right.contains(key) {
+            before.into_iter().for_each(|before| self.disappeared.add(before));
+            after.into_iter().for_each(|after| self.appeared.add(after));
+        }
+    }
+
+    /// The share now; `None` while the count runs.
+    fn share(&self) -> Option<Share> {
+        let Self { appeared, disappeared, .. } = self;
+        let counted = self.counting.share()?;
+        let sum = |part: fn(&Share) -> u64| (part(counted) + part(appeared)).checked_sub(part(disappeared));
+        let expiries_ms = |share: &Share| share.expiring.expiries_ms;
+        Some(Share {
+            records: sum(|share| share.records)?,
+            bytes: sum(|share| share.bytes)?,
+            expiring: Totals {
+                records: sum(|share| share.expiring.records)?,
+                bytes: sum(|share| share.expiring.bytes)?,
+                expiries_ms: (expiries_ms(counted) + expiries_ms(appeared)).checked_sub(expiries_ms(disappeared))?,
+            },
+        })
+    }
+}
+
 /// Counts of all stored records, and those that expire.
 #[derive(Debug)]
 pub(crate) struct RecordStats {
     records: u64,
     bytes: u64,
     pub(crate) expiries: Expiries,
+    /// Of this replica alone.
+    ahead: Option<Box<Ahead>>,
 }
 
 impl RecordStats {
     pub(crate) fn new(records: u64, bytes: u64, expiries: Expiries) -> Self {
-        Self { records, bytes, expiries }
+        Self { records, bytes, expiries, ahead: None }
+    }
+
+    /// Counts ahead from now on.
+    pub(crate) fn begin_ahead(&mut self, ahead: Ahead) {
+        self.ahead = Some(Box::new(ahead));
+    }
+
+    /// The share of these records, if it was counted ahead.
+    pub(crate) fn take_ahead(&mut self, right: &KeyRange) -> Option<Share> {
+        self.ahead.take().filter(|ahead| ahead.right == *right)?.share()
     }
 
     /// A record changed, appeared (`before` is `None`) or disappeared (`after` is `None`).
@@ -49,6 +125,9 @@ impl RecordStats {
     ) -> Result<(), MachineError> {
         if before == after {
             return Ok(());
+        }
+        if let Some(ahead) = &mut self.ahead {
+            ahead.replace(key, before.as_ref(), after.as_ref());
         }
         // A copy, because `key` is a slice of a whole log entry.
         let place = |at_ms| Place::new(at_ms, Bytes::copy_from_slice(key));
@@ -74,12 +153,32 @@ impl RecordStats {
         Ok(())
     }
 
-    /// Removes the record with the earliest expiry, if it is due at the clock. Returns whether there was one.
+    /// Removes the record with the earliest expiry, if it is due at the clock, or the place of one that another shard
+    /// has. Returns whether there was one.
     pub(crate) fn remove_due(&mut self, overlay: &mut Overlay<'_>) -> Result<bool, MachineError> {
-        let Some((place, bytes)) = self.expiries.take_due(overlay)? else { return Ok(false) };
-        self.subtract(bytes)?;
-        overlay.delete(place.key);
-        Ok(true)
+        match self.expiries.take_due(overlay)? {
+            Some(Due::Record(place, bytes)) => {
+                self.subtract(bytes)?;
+                if let Some(ahead) = &mut self.ahead {
+                    let removed = Footprint { bytes, expires_at_ms: Some(place.at_ms) };
+                    ahead.replace(&place.key, Some(&removed), None);
+                }
+                overlay.delete(place.key);
+                Ok(true)
+            }
+            Some(Due::Foreign) => Ok(true),
+            None => Ok(false),
+        }
+    }
+
+    /// Gives up the records of `right`, the upper part of the shard's keys, which have this share. Returns what the
+    /// new shard has of those that expire.
+    pub(crate) fn split(&mut self, right: &KeyRange, share: &Share) -> Result<Stored, MachineError> {
+        let records = self.records.checked_sub(share.records).ok_or(DISAGREES)?;
+        let bytes = self.bytes.checked_sub(share.bytes).ok_or(DISAGREES)?;
+        let expiries = self.expiries.split(right, &share.expiring)?;
+        (self.records, self.bytes) = (records, bytes);
+        Ok(expiries)
     }
 
     /// The number of stored records, and their bytes.

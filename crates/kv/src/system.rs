@@ -3,19 +3,20 @@
 //! Format: one version byte (2 once the machine has switched to a later version than the first), then a
 //! protobuf message with sessions and sequence numbers in ascending order, so that equal states give equal
 //! bytes. Of records that expire it holds the number. From [`ClusterVersion::EXPIRY_RECORDS`] on the other
-//! counts of them follow, and how far their places are records; before, a load must look for them.
+//! counts of them follow, and how far their places are records; before, a load must look for them. From the first
+//! split of the shard on its keys follow, too, and how many places of others it has.
 
 use std::collections::BTreeMap;
 
 use bytes::{Buf as _, Bytes};
 use flotilla_storage::MachineError;
-use flotilla_types::{ClusterVersion, SessionId, Timestamp, VersionRange};
+use flotilla_types::{ClusterVersion, KeyRange, SessionId, Timestamp, VersionRange};
 use prost::Message;
 
 use crate::{
     DecodeError, OUTCOME_BYTES_MAX,
     codec::{FORMAT_VERSION, check_version, seal_at},
-    expiries::{Form, Stored},
+    expiries::{Form, Owned, Stored},
     place::Place,
     session::{Remembered, Session, Sessions},
 };
@@ -117,7 +118,7 @@ struct SystemMessage {
     /// Only in a state of a machine that has switched.
     #[prost(uint32, tag = "6")]
     version: u32,
-    /// From [`ClusterVersion::EXPIRY_RECORDS`] on.
+    /// From [`ClusterVersion::EXPIRY_RECORDS`] on, and once the shard was split.
     #[prost(message, optional, tag = "7")]
     expiries: Option<ExpiriesMessage>,
 }
@@ -134,6 +135,21 @@ struct ExpiriesMessage {
     /// The last place that is a record (its expiry in milliseconds u64, its key); absent once all are.
     #[prost(bytes = "bytes", optional, tag = "4")]
     converted_to: Option<Bytes>,
+    /// Once the shard was split, which needs [`ClusterVersion::SPLITS`]: so no older binary meets it.
+    #[prost(message, optional, tag = "5")]
+    owned: Option<OwnedMessage>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct OwnedMessage {
+    /// The keys of the shard.
+    #[prost(bytes = "bytes", tag = "1")]
+    start: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    end: Bytes,
+    /// Places of other keys that are records.
+    #[prost(uint64, tag = "3")]
+    foreign: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -159,20 +175,32 @@ struct RememberedMessage {
 }
 
 fn expiries_message(expiries: &Stored) -> Option<ExpiriesMessage> {
+    let owned = expiries.owned.clone().map(|Owned { keys: KeyRange { start, end }, foreign }| OwnedMessage {
+        start,
+        end,
+        foreign,
+    });
     let converted_to = match &expiries.form {
-        Form::Memory => return None,
+        Form::Memory if owned.is_none() => return None,
+        Form::Memory => return Some(ExpiriesMessage { owned, ..ExpiriesMessage::default() }),
         Form::Converting(to) => Some([&to.at_ms.to_be_bytes()[..], &to.key].concat().into()),
         Form::Records => None,
     };
     let (sum_high, sum_low) = ((expiries.sum_ms >> 64) as u64, expiries.sum_ms as u64);
-    Some(ExpiriesMessage { none_before_ms: expiries.none_before_ms, sum_high, sum_low, converted_to })
+    Some(ExpiriesMessage { none_before_ms: expiries.none_before_ms, sum_high, sum_low, converted_to, owned })
 }
 
 fn expiries(version: ClusterVersion, count: u64, message: Option<ExpiriesMessage>) -> Result<Stored, MachineError> {
-    if message.is_some() != (version >= ClusterVersion::EXPIRY_RECORDS) {
-        return Err(MALFORMED);
+    if version < ClusterVersion::EXPIRY_RECORDS {
+        let Some(message) = message else { return Ok(Stored { count, ..Stored::default() }) };
+        let owned = message.owned.clone().map(owned).transpose()?.filter(|owned| owned.foreign == 0);
+        let has_others = message != ExpiriesMessage { owned: message.owned.clone(), ..ExpiriesMessage::default() };
+        if has_others || owned.is_none() {
+            return Err(MALFORMED);
+        }
+        return Ok(Stored { count, owned, ..Stored::default() });
     }
-    let Some(message) = message else { return Ok(Stored { count, ..Stored::default() }) };
+    let message = message.ok_or(MALFORMED)?;
     let form = match message.converted_to {
         None => Form::Records,
         Some(mut place) => {
@@ -181,7 +209,14 @@ fn expiries(version: ClusterVersion, count: u64, message: Option<ExpiriesMessage
         }
     };
     let sum_ms = u128::from(message.sum_high) << 64 | u128::from(message.sum_low);
-    Ok(Stored { form, count, sum_ms, none_before_ms: message.none_before_ms })
+    let owned = message.owned.map(owned).transpose()?;
+    Ok(Stored { form, count, sum_ms, none_before_ms: message.none_before_ms, owned })
+}
+
+fn owned(message: OwnedMessage) -> Result<Owned, MachineError> {
+    let OwnedMessage { start, end, foreign } = message;
+    let is_valid = start < end && end <= KeyRange::of_users().end;
+    if is_valid { Ok(Owned { keys: KeyRange { start, end }, foreign }) } else { Err(MALFORMED) }
 }
 
 fn session_message(id: SessionId, session: &Session) -> SessionMessage {
@@ -251,10 +286,39 @@ mod tests {
     }
 
     #[test]
+    fn a_split_state_names_its_keys_and_nonsense_is_refused() {
+        let encode = |version, form, start: &'static [u8], end: &'static [u8], foreign| {
+            let keys = KeyRange { start: Bytes::from_static(start), end: Bytes::from_static(end) };
+            let expiries = Stored { form, owned: Some(Owned { keys, foreign }), ..Stored::default() };
+            System { version: ClusterVersion(version), expiries, ..System::default() }.encode(&Sessions::default())
+        };
+        let decode = |bytes: &Bytes| System::decode(bytes).map(|(system, sessions)| system.encode(&sessions));
+        let converting = || Form::Converting(Place::new(5, Bytes::from_static(b"k")));
+        for bytes in [
+            encode(1, Form::Memory, b"", b"k", 0),
+            encode(3, Form::Memory, b"k", b"l", 0),
+            encode(4, converting(), b"k", b"l", 9),
+            encode(7, Form::Records, b"k", b"\xff\xff\xff\xff", u64::MAX),
+        ] {
+            assert_eq!(decode(&bytes).unwrap(), bytes);
+        }
+        for bytes in [
+            encode(3, Form::Memory, b"k", b"l", 1),
+            encode(3, converting(), b"k", b"l", 0),
+            encode(4, Form::Records, b"k", b"k", 0),
+            encode(4, Form::Records, b"l", b"k", 0),
+            encode(4, Form::Records, b"k", b"", 0),
+            encode(4, Form::Records, b"k", b"\xff\xff\xff\xff\x00", 0),
+        ] {
+            assert!(matches!(decode(&bytes), Err(MachineError::Corrupt(_))), "{bytes:?}");
+        }
+    }
+
+    #[test]
     fn damage_and_newer_versions_are_typed_errors() {
         assert!(System::decode(b"").is_ok());
         assert!(matches!(System::decode(b"\x02"), Err(MachineError::Corrupt(_))), "it names no version");
-        assert!(matches!(System::decode(b"\x07"), Err(MachineError::Version { found: 7, known: 6 })));
+        assert!(matches!(System::decode(b"\x08"), Err(MachineError::Version { found: 8, known: 7 })));
         assert!(matches!(System::decode(b"\x00"), Err(MachineError::Corrupt(_))));
         let twice = vec![SessionMessage::default(), SessionMessage::default()];
         let bytes = seal(&SystemMessage { sessions: twice, ..SystemMessage::default() });

@@ -137,6 +137,26 @@ impl Replica {
         self.machine.restore(&system, &self.records).unwrap();
     }
 
+    /// Splits the shard at a key and returns a replica of the right half. This one keeps the records that it gave up
+    /// until [`clip`](Self::clip).
+    pub(crate) fn split(&mut self, at: &Bytes) -> Self {
+        let end = self.descriptor.range.end.clone();
+        let right = KeyRange { start: at.clone(), end };
+        let system = self.machine.split(&right, &self.records).unwrap();
+        self.descriptor.range.end = at.clone();
+        let mut other = Self { records: self.records.clone(), index: self.index, ..Self::default() };
+        other.descriptor = ShardDescriptor { shard: ShardId(2), range: right, ..self.descriptor.clone() };
+        other.clip();
+        other.machine.restore(&system, &other.records).unwrap();
+        other
+    }
+
+    /// Drops the records that a split gave to another shard, as the checkpoint after it does.
+    pub(crate) fn clip(&mut self) {
+        let (range, internal) = (&self.descriptor.range, KeyRange::internal());
+        self.records.0.retain(|key, _| range.contains(key) || internal.contains(key));
+    }
+
     /// The records of users.
     pub(crate) fn user_records(&self) -> Vec<(Bytes, Bytes)> {
         let (all, users) = (self.records.0.iter(), KeyRange::of_users());

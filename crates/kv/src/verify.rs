@@ -1,22 +1,17 @@
 //! Checks that the counts of a state, its records and what it keeps of their expiries agree. Reads all records
 //! and holds those that expire in memory: for tests.
 
-use bytes::Bytes;
-use flotilla_storage::{MachineError, StateReader, successor};
+use flotilla_storage::{MachineError, StateReader};
 use flotilla_types::KeyRange;
 
 use crate::{
     expiries::{DISAGREES, Form},
+    pages::Pages,
     place::{Place, decode_bytes},
     record::StoredRecord,
     stats::Footprint,
     system::System,
 };
-
-/// Records that are read at once.
-const PAGE_ITEMS: usize = 1_024;
-/// Their bytes.
-const PAGE_BYTES: usize = 1 << 20;
 
 /// What [`verify`] has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,19 +25,20 @@ pub struct Verified {
 }
 
 /// Checks a machine's state, as [`system`](flotilla_storage::StateMachine::system) returned it, against its
-/// records.
+/// records. After a split that is the own half of its shard: records of the other half, which it may still have, are
+/// ignored, and its places of them must be as many as the state says.
 ///
 /// # Errors
 /// They disagree, do not parse, or cannot be read.
 pub fn verify(system: &[u8], records: &dyn StateReader) -> Result<Verified, MachineError> {
     let (system, _) = System::decode(system)?;
     let (mut count, mut bytes, mut expected) = (0, 0, Vec::new());
-    each(records, KeyRange::of_users(), |key, value| {
+    for record in Pages::new(system.expiries.keys(), records) {
+        let (key, value) = record?;
         let footprint = Footprint::of(&key, &StoredRecord::decode(value)?);
         (count, bytes) = (count + 1, bytes + footprint.bytes);
         expected.extend(footprint.expires_at_ms.map(|at_ms| (Place::new(at_ms, key), footprint.bytes)));
-        Ok(())
-    })?;
+    }
     expected.sort();
     let expiring = expected.len() as u64;
     let first_expiry_ms = expected.first().map(|(place, _)| place.at_ms);
@@ -53,36 +49,34 @@ pub fn verify(system: &[u8], records: &dyn StateReader) -> Result<Verified, Mach
     if (system.records, system.bytes, expiries.count) != (count, bytes, expiring) || !sums_agree {
         return Err(DISAGREES);
     }
-    match expiries.form {
+    match &expiries.form {
         Form::Memory => expected.clear(),
-        Form::Converting(to) => expected.retain(|(place, _)| *place <= to),
+        Form::Converting(to) => expected.retain(|(place, _)| place <= to),
         Form::Records => {}
     }
-    let mut expected = expected.into_iter();
-    each(records, KeyRange::internal(), |key, value| {
+    let (mut expected, mut foreign) = (expected.into_iter(), 0);
+    for record in Pages::new(KeyRange::internal(), records) {
+        let (key, value) = record?;
         let found = (Place::of_stored_key(&key)?, decode_bytes(&value)?);
-        if expected.next() == Some(found) { Ok(()) } else { Err(DISAGREES) }
-    })?;
-    if expected.next().is_some() { Err(DISAGREES) } else { Ok(Verified { records: count, expiring, first_expiry_ms }) }
-}
-
-fn each(
-    records: &dyn StateReader,
-    mut range: KeyRange,
-    mut visit: impl FnMut(Bytes, Bytes) -> Result<(), MachineError>,
-) -> Result<(), MachineError> {
-    loop {
-        let page = records.scan(&range, PAGE_ITEMS, PAGE_BYTES)?;
-        let Some((last, _)) = page.last() else { return Ok(()) };
-        range.start = successor(last);
-        page.into_iter().try_for_each(|(key, value)| visit(key, value))?;
+        if !expiries.owns(&found.0) {
+            foreign += 1;
+            let is_missed = expiries.form == Form::Records && found.0.at_ms < expiries.none_before_ms;
+            if is_missed {
+                return Err(DISAGREES);
+            }
+        } else if expected.next() != Some(found) {
+            return Err(DISAGREES);
+        }
     }
+    let agree = expected.next().is_none() && foreign == expiries.foreign();
+    if agree { Ok(Verified { records: count, expiring, first_expiry_ms }) } else { Err(DISAGREES) }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
+    use bytes::Bytes;
     use flotilla_storage::StateMachine as _;
 
     use super::*;

@@ -7,7 +7,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_meta::{Addresses, MetaCommand, MetaMachine, MetaReply, MetaState, NewNode, ShardRecord, ValueSettings};
+use flotilla_meta::{
+    Addresses, CollectionSettings, MetaCommand, MetaMachine, MetaReply, MetaState, NewNode, ShardRecord,
+};
 use flotilla_placement::Sharding;
 use flotilla_storage::{ApplyContext, EngineError, StateMachine, StateReader, WriteSet};
 use flotilla_types::{
@@ -55,7 +57,7 @@ impl Node {
                 buckets: u16::try_from(buckets).expect("few buckets"),
                 replicas: 1,
                 initial_nodes: vec![vec![NodeId(1)]; buckets],
-                values: ValueSettings::NONE,
+                settings: CollectionSettings::NONE,
             });
         }
         assert_eq!(node.machine.state().shards().count(), shards);

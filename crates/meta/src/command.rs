@@ -141,15 +141,15 @@ pub enum MetaCommand {
         /// active nodes, at most `replicas`. One to `buckets` shards; the buckets are distributed evenly, in
         /// order.
         initial_nodes: Vec<Vec<NodeId>>,
-        /// How it stores large values.
-        values: ValueSettings,
+        /// Its settings, as far as they are said.
+        settings: CollectionSettings,
     },
-    /// Changes how a collection stores large values. What is stored stays as it is.
+    /// Changes settings of a collection. Large values that are stored stay as they are.
     ChangeCollection {
         /// The collection.
         collection: CollectionId,
         /// What changes.
-        values: ValueSettings,
+        settings: CollectionSettings,
     },
     /// Drops a collection and its shards; nodes destroy the replicas.
     DropCollection {
@@ -194,7 +194,8 @@ pub enum MetaCommand {
         /// Why.
         reason: OperationReason,
     },
-    /// Pauses, resumes or cancels an operation. Cancelling is refused once the new replica votes.
+    /// Pauses, resumes or cancels an operation. Cancelling a move is refused once the new replica votes, and cancelling
+    /// a split always: only the shard's log knows whether it has happened.
     ChangeOperation {
         /// The operation.
         operation: OperationId,
@@ -204,7 +205,21 @@ pub enum MetaCommand {
         /// What to do.
         change: OperationChange,
     },
-    /// Records a shard's new configuration or range.
+    /// Plans to split a shard: allocates the ids of the new shard and its replicas, and records that as an operation.
+    /// The shard's log decides when it is split; until its report, the new shard has no record. Answered by
+    /// [`MetaReply::Operation`].
+    SplitShard {
+        /// The shard.
+        shard: ShardId,
+        /// The first record key of the new shard.
+        at: Bytes,
+        /// The epoch of the recorded descriptor on which the decision is based.
+        epoch: Epoch,
+        /// Why.
+        reason: OperationReason,
+    },
+    /// Records a shard's new configuration or range. A range that ends where a split of the shard is planned ends
+    /// that operation, and creates the record of the new shard.
     ReportShard {
         /// The shard's current descriptor, from its own log.
         descriptor: ShardDescriptor,
@@ -304,18 +319,39 @@ pub enum MetaReply {
     Refused(MetaRefusal),
 }
 
-/// Settings of large values, as far as they are said. Any needs the version [`ClusterVersion::VALUE_REFS`].
+/// Settings of a collection, as far as they are said.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ValueSettings {
+pub struct CollectionSettings {
     /// Longer values, in bytes, are stored as objects: 1,024 to 4,194,304.
     pub objects_from: Option<u32>,
     /// How those are cut: chunks of at least 4 KiB.
     pub chunking: Option<Chunking>,
+    /// Shards with more bytes of keys and values than this are split, see [`Collection::split_bytes`]: 1,024 to
+    /// 2^40; 0 for never.
+    ///
+    /// [`Collection::split_bytes`]: flotilla_placement::Collection::split_bytes
+    pub split_bytes: Option<u64>,
 }
 
-impl ValueSettings {
+impl CollectionSettings {
     /// Nothing is said.
-    pub const NONE: Self = Self { objects_from: None, chunking: None };
+    pub const NONE: Self = Self { objects_from: None, chunking: None, split_bytes: None };
+
+    /// The lowest cluster version that has these settings; `None` if nothing is said.
+    #[must_use]
+    pub fn since(&self) -> Option<ClusterVersion> {
+        let Self { objects_from, chunking, split_bytes } = self;
+        let of_values = (objects_from.is_some() || chunking.is_some()).then_some(ClusterVersion::VALUE_REFS);
+        of_values.max(split_bytes.map(|_| ClusterVersion::SIZE_SPLITS))
+    }
+
+    /// Those that a binary of `version` knows.
+    pub(crate) fn known_to(self, version: ClusterVersion) -> Self {
+        let Self { objects_from, chunking, split_bytes } = self;
+        let split_bytes = split_bytes.filter(|_| version >= ClusterVersion::SIZE_SPLITS);
+        let knows_values = version >= ClusterVersion::VALUE_REFS;
+        if knows_values { Self { objects_from, chunking, split_bytes } } else { Self::NONE }
+    }
 }
 
 /// Why a command changed nothing. Retrying the same command does not help unless a variant says otherwise.
@@ -477,9 +513,15 @@ pub enum MetaRefusal {
     /// Another operator has changed the operation since. Look at it again.
     #[error("{0} was changed since; look at it again")]
     OperationChanged(OperationId),
-    /// The new replica votes already, or the old one is gone.
-    #[error("{0} is too far to be cancelled: its new replica votes already")]
+    /// The new replica votes already, or the old one is gone, or the shard may be split already.
+    #[error("{0} can no longer be cancelled: its shard may have done what cannot be undone")]
     OperationTooLate(OperationId),
+    /// A split of the shard is planned. Wait for it.
+    #[error("{0} splits the shard already")]
+    SplitPlanned(OperationId),
+    /// The shard holds data of the cluster itself.
+    #[error("{0} holds data of the cluster itself, which is not split")]
+    NotSplittable(ShardId),
     /// No such setting.
     #[error("there is no such setting")]
     UnknownSetting,
@@ -573,6 +615,10 @@ numbered_enum! {
         ObjectsFrom = 16, "length from which on values are stored as objects must be 1,024 to 4,194,304 bytes";
         /// How values are cut: chunks of at least 4 KiB, so that every value can be.
         Chunking = 17, "chunks of large values must have at least 4,096 bytes each";
+        /// Where a shard is split: a record key inside its range, of at most [`crate::SPLIT_KEY_BYTES_MAX`] bytes.
+        SplitKey = 18, "key at which a shard is split must lie between its keys, not be its first one, and have at most 4,102 bytes with its collection and bucket";
+        /// What shards may grow to: [`crate::SPLIT_BYTES`], or 0.
+        SplitBytes = 19, "bytes that a shard may grow to must be 1,024 to 1,099,511,627,776, or 0 for no bound";
     }
 }
 
@@ -602,7 +648,7 @@ mod tests {
     use crate::{
         AUTHORITY_BYTES_MAX, BATCH_COMMANDS_MAX, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX, KEY_COLLECTIONS_MAX,
         KEYS_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_MAX, OBJECTS_FROM_MAX, OBJECTS_FROM_MIN, SHARDS_MAX,
-        TOKEN_USES_MAX, TOKENS_MAX,
+        SPLIT_KEY_BYTES_MAX, TOKEN_USES_MAX, TOKENS_MAX,
     };
 
     /// A number with commas between thousands.
@@ -628,6 +674,7 @@ mod tests {
             (Field::ObjectsFrom, OBJECTS_FROM_MIN.into()),
             (Field::ObjectsFrom, OBJECTS_FROM_MAX.into()),
             (Field::Chunking, Chunking::default().min().into()),
+            (Field::SplitKey, SPLIT_KEY_BYTES_MAX as u64),
         ] {
             named(MetaRefusal::Invalid(field), bound);
         }

@@ -23,19 +23,20 @@ mod view;
 pub use apply::{
     ADDRESS_BYTES_MAX, AUTHORITY_BYTES_MAX, BATCH_COMMANDS_MAX, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX,
     KEY_COLLECTIONS_MAX, KEYS_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_GONE_MAX, NODES_MAX, OBJECTS_FROM_MAX,
-    OBJECTS_FROM_MIN, OPERATIONS_ENDED_MAX, SHARDS_MAX, TOKEN_USES_MAX, TOKENS_MAX, VALUE_BYTES_CUT_MIN,
+    OBJECTS_FROM_MIN, OPERATIONS_ENDED_MAX, SHARDS_MAX, SPLIT_BYTES, SPLIT_KEY_BYTES_MAX, TOKEN_USES_MAX, TOKENS_MAX,
+    VALUE_BYTES_CUT_MIN,
 };
 pub use codec::{COMMAND_BYTES_MAX, CodecError};
 pub use command::{
-    Displaced, Field, JoinRequest, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, SeenNode, ValueSettings,
+    CollectionSettings, Displaced, Field, JoinRequest, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, SeenNode,
 };
 pub use feed::{FEED_BYTES_MAX, FEED_INCREMENTS_MAX, FEED_REPLY_BYTES_MAX, Feed, Increment, MetaQuery};
 pub use follower::{FeedError, MetaFollower};
 pub use machine::{MetaMachine, Publish};
-pub use operation::{OperationChange, OperationReason, OperationRecord, OperationState};
+pub use operation::{OperationChange, OperationReason, OperationRecord, OperationState, OperationWork};
 pub use records::{
-    Addresses, AuthorityRecord, KeyId, KeyRecord, NodeRecord, NodeStart, NodeState, PreparedAuthority, ShardRecord,
-    TokenId, TokenRecord,
+    Addresses, AuthorityRecord, KeyId, KeyRecord, NodeRecord, NodeStart, NodeState, PlannedSplit, PreparedAuthority,
+    ShardRecord, TokenId, TokenRecord,
 };
 pub use settings::Setting;
 pub use state::{MetaState, ReplicaStatus};

@@ -1,22 +1,22 @@
-//! Operations that the metadata records: moves of replicas, with their reasons and how they stand.
+//! Operations that the metadata records: moves of replicas and splits of shards, with their reasons and how they
+//! stand.
 //!
 //! Invariants: plain data; the rules are in `apply`. How far a running operation is, only the nodes know: that
 //! changes too often for a log.
 
+use bytes::Bytes;
 use flotilla_placement::{PlanReplica, Reason};
-use flotilla_types::{OperationId, ShardId};
+use flotilla_types::{ClusterVersion, OperationId, ShardId};
 
-/// The move of a replica to another node.
+/// A change of a shard that goes on until it is done, and how it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperationRecord {
     /// Its id.
     pub id: OperationId,
     /// The shard.
     pub shard: ShardId,
-    /// The replica that is to go.
-    pub from: PlanReplica,
-    /// The replica that takes its place. Another id if it had to be built again.
-    pub to: PlanReplica,
+    /// What is done.
+    pub work: OperationWork,
     /// Why.
     pub reason: OperationReason,
     /// How it stands.
@@ -27,6 +27,36 @@ pub struct OperationRecord {
     pub started_ms: u64,
     /// When it came to its state, in Unix milliseconds of hybrid time.
     pub since_ms: u64,
+}
+
+impl OperationRecord {
+    /// The replica that is to go and the one that takes its place; `None` for what is no move.
+    #[must_use]
+    pub fn moved(&self) -> Option<(PlanReplica, PlanReplica)> {
+        match self.work {
+            OperationWork::Move { from, to } => Some((from, to)),
+            OperationWork::Split { .. } => None,
+        }
+    }
+}
+
+/// What an operation does to its shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OperationWork {
+    /// Moves a replica to another node.
+    Move {
+        /// The replica that is to go.
+        from: PlanReplica,
+        /// The replica that takes its place. Another id if it had to be built again.
+        to: PlanReplica,
+    },
+    /// Splits the shard in two.
+    Split {
+        /// The first record key of the new shard.
+        at: Bytes,
+        /// The new shard.
+        child: ShardId,
+    },
 }
 
 /// Why an operation was decided.
@@ -44,9 +74,22 @@ pub enum OperationReason {
     Spread,
     /// The replica's node held more than its share.
     Balance,
+    /// The shard grew beyond what its collection allows.
+    Size,
 }
 
 impl OperationReason {
+    /// The cluster version that introduced it: earlier binaries do not know its number.
+    #[must_use]
+    pub fn since(self) -> ClusterVersion {
+        match self {
+            Self::Operator | Self::NodeDead | Self::NodeLeaving | Self::NodeRemoved | Self::Spread | Self::Balance => {
+                ClusterVersion::OPERATIONS
+            }
+            Self::Size => ClusterVersion::SIZE_SPLITS,
+        }
+    }
+
     /// The reason of a planned move; `None` for changes that are no moves.
     #[must_use]
     pub fn of_plan(reason: Reason) -> Option<Self> {
@@ -68,7 +111,7 @@ pub enum OperationState {
     Running,
     /// It waits for an operator.
     Paused,
-    /// The shard has the new replica, and not the old one.
+    /// The shard has the new replica, and not the old one; or it was split.
     Done,
     /// An operator has taken it back.
     Cancelled,
@@ -91,6 +134,6 @@ pub enum OperationChange {
     Pause,
     /// Go on.
     Resume,
-    /// Keep the old replica instead of the new one.
+    /// Keep the old replica instead of the new one. Splits are not cancelled.
     Cancel,
 }

@@ -7,8 +7,8 @@ use std::{collections::BTreeSet, fmt};
 use bytes::Bytes;
 use flotilla_placement::PlanReplica;
 use flotilla_types::{
-    ClusterVersion, CollectionId, Incarnation, Locality, LogIndex, NodeId, ReplicaId, Role, ShardDescriptor, ShardId,
-    Term, VersionRange,
+    ClusterVersion, CollectionId, Incarnation, Locality, LogIndex, NodeId, OperationId, ReplicaId, Role,
+    ShardDescriptor, ShardId, Term, VersionRange,
 };
 
 /// A node's addresses, each as `host:port`.
@@ -129,10 +129,28 @@ pub struct ShardRecord {
     pub intent_version: u64,
     /// The replicas that the shard was created with. Only these start on their own, as voters, at
     /// [`ShardRecord::INITIAL_POSITION`]; every other replica starts empty and is added by the shard's
-    /// leader.
+    /// leader. None for a shard that was split off: its first replicas come out of those of its parent.
     pub initial: ShardDescriptor,
     /// The descriptor with the highest epoch that the shard reported.
     pub descriptor: ShardDescriptor,
+    /// The shard that it was split off, which may be gone.
+    pub parent: Option<ShardId>,
+    /// How it is to be split.
+    pub split: Option<PlannedSplit>,
+}
+
+/// A split of a shard that the shard has not reported yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedSplit {
+    /// The first record key of the new shard.
+    pub at: Bytes,
+    /// The new shard, which has no record yet.
+    pub child: ShardId,
+    /// Each voter of the recorded descriptor, with the replica of the new shard that comes out of it. In the order of
+    /// the voters' ids. It is for the configuration of that descriptor only.
+    pub replicas: Vec<(ReplicaId, ReplicaId)>,
+    /// The operation.
+    pub operation: OperationId,
 }
 
 impl ShardRecord {

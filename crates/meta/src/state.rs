@@ -11,8 +11,8 @@ use flotilla_placement::Collection;
 use flotilla_types::{ClusterId, ClusterVersion, CollectionId, NodeId, OperationId, ReplicaId, ShardId, VersionRange};
 
 use crate::{
-    AuthorityRecord, KeyId, KeyRecord, NodeRecord, OperationRecord, OperationState, Setting, ShardRecord, TokenId,
-    TokenRecord,
+    AuthorityRecord, KeyId, KeyRecord, NodeRecord, OperationRecord, OperationState, PlannedSplit, Setting, ShardRecord,
+    TokenId, TokenRecord,
 };
 
 /// All metadata at one version.
@@ -31,6 +31,8 @@ pub struct MetaState {
     pub(crate) running_by_shard: Map<(ShardId, OperationId), ()>,
     /// Which of them have ended. Not stored.
     pub(crate) ended: Map<OperationId, ()>,
+    /// The shards that have ids and no records yet, with the shards that they are to be split off. Not stored.
+    pub(crate) unborn: Map<ShardId, ShardId>,
 }
 
 /// Identity, version, and the next ids to allocate.
@@ -64,7 +66,7 @@ impl Default for Header {
 /// The metadata's status of a replica, for a node that holds it or gets requests for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplicaStatus {
-    /// It is in the intent or in the shard's reported configuration.
+    /// It is in the intent or in the shard's reported configuration, or comes out of a planned split.
     InUse,
     /// Its id was allocated, but it is no longer in use: it may be destroyed.
     Obsolete,
@@ -187,6 +189,12 @@ impl MetaState {
             .map(|change| (*change.key, change.before.map(Arc::as_ref), change.after.map(Arc::as_ref)))
     }
 
+    /// The shards that another version has no ids for, or that it has records of, while in this one they have ids and
+    /// no records; and the other way around.
+    pub fn unborn_changes<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = ShardId> + 'a {
+        Map::changes(&before.unborn, &self.unborn).map(|change| *change.key)
+    }
+
     /// Every shard whose intent has a replica on this node, with that replica.
     pub fn desired_on(&self, node: NodeId) -> impl Iterator<Item = (&ShardRecord, ReplicaId)> {
         self.shards().filter_map(move |shard| Some((shard, shard.desired_on(node)?)))
@@ -264,6 +272,31 @@ impl MetaState {
         self.settings.get(setting.key()).and_then(|value| setting.parse(value).ok()).unwrap_or(setting.default_value())
     }
 
+    /// The shards of which a split is planned. Visits those alone.
+    pub fn splitting(&self) -> impl Iterator<Item = (ShardId, &PlannedSplit)> {
+        self.unborn.values().filter_map(|parent| Some((*parent, self.shard(*parent)?.split.as_ref()?)))
+    }
+
+    /// The replicas that planned splits will leave on this node, with their shards, which have no records yet. Visits
+    /// the planned splits alone.
+    pub fn planned_children_on(&self, node: NodeId) -> Vec<(ShardId, ReplicaId)> {
+        let planned = self.splitting().flat_map(|(parent, split)| {
+            let descriptor = self.shard(parent).map(|record| &record.descriptor);
+            split.replicas.iter().filter_map(move |(replica, child)| {
+                let is_here = descriptor?.node_of(*replica) == Some(node);
+                is_here.then_some((split.child, *child))
+            })
+        });
+        planned.collect()
+    }
+
+    /// Whether a planned split leaves this replica of a shard that has no record yet.
+    fn is_planned(&self, shard: ShardId, replica: ReplicaId) -> bool {
+        let parent = self.unborn.get(&shard).and_then(|parent| self.shard(*parent));
+        let split = parent.and_then(|parent| parent.split.as_ref());
+        split.is_some_and(|split| split.replicas.iter().any(|(_, child)| *child == replica))
+    }
+
     /// Whether a replica is in use. Before destroying one, also check that the shard's own configuration does
     /// not name it: a report may be in flight.
     #[must_use]
@@ -271,7 +304,7 @@ impl MetaState {
         let in_use = self.shard(shard).is_some_and(|record| {
             record.intent.iter().any(|held| held.replica == replica) || record.descriptor.node_of(replica).is_some()
         });
-        if in_use {
+        if in_use || self.is_planned(shard, replica) {
             ReplicaStatus::InUse
         } else if replica < self.header.next_replica && replica != ReplicaId::NONE {
             ReplicaStatus::Obsolete

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use flotilla_persistent::Map;
 use flotilla_storage::{MachineError, StateReader, WriteSet};
-use flotilla_types::{Bucket, CollectionId, KeyRange, NodeId, RecordKey, ShardId};
+use flotilla_types::{Bucket, CollectionId, KeyRange, NodeId, RecordKey};
 
 use crate::{
     CodecError, MetaState, TokenId,
@@ -103,7 +103,7 @@ fn load_record(state: &mut MetaState, name: &[u8], value: &[u8]) -> Result<bool,
     } else if let Some(id) = name.strip_prefix(SHARD) {
         let shard = decode_shard(value).map_err(corrupt)?;
         check_key(id == shard.id.0.to_be_bytes())?;
-        state.shards.insert(ShardId(shard.id.0), Arc::new(shard));
+        state.record_shard(shard);
     } else if let Some(id) = name.strip_prefix(TOKEN) {
         let token = decode_token(value).map_err(corrupt)?;
         check_key(id == token.id.0.to_be_bytes())?;

@@ -189,7 +189,7 @@ mod tests {
 
     fn contents(records: u32) -> ReplicaContents {
         let (system, records) = (Bytes::from_static(b"\x02"), Arc::new(Records(records)));
-        ReplicaContents { applied: LogIndex(7), system, records }
+        ReplicaContents { applied: LogIndex(7), range: KeyRange::all(), system, record_bytes: None, records }
     }
 
     const OF: (ShardId, ReplicaId) = (ShardId(3), ReplicaId(4));

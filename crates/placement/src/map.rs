@@ -40,12 +40,18 @@ pub struct Collection {
     pub objects_from: u32,
     /// How those are cut. Values that were cut before it changed stay as they are.
     pub chunking: Chunking,
+    /// A shard with more bytes of keys and values than this is split: range collections by key, hash collections
+    /// between two buckets. Objects that values refer to do not count. 0 for never. Small shards spread, move and
+    /// recover in finer steps; each costs some 20 KB of memory on each of its nodes, and an atomic batch must fit one.
+    pub split_bytes: u64,
 }
 
 impl Collection {
     /// [`Self::objects_from`] of a collection for which nothing else was said. Records of the metadata rely on it:
     /// to change it takes a cluster version.
     pub const OBJECTS_FROM_DEFAULT: u32 = 4 << 10;
+    /// [`Self::split_bytes`] of a collection for which nothing else was said. Records of the metadata rely on it.
+    pub const SPLIT_BYTES_DEFAULT: u64 = 64 << 20;
     /// No collection makes objects of values up to this length, bytes: references would outweigh what they name.
     pub const OBJECTS_FROM_MIN: u32 = 1 << 10;
 
@@ -250,6 +256,7 @@ mod tests {
             replicas: 3,
             objects_from,
             chunking,
+            split_bytes: Collection::SPLIT_BYTES_DEFAULT,
         }
     }
 

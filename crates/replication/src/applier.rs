@@ -10,6 +10,7 @@ mod chain;
 mod pins;
 mod recalled;
 mod slow;
+mod split;
 mod system;
 
 use std::{
@@ -26,8 +27,8 @@ use flotilla_storage::{
     StateReader, WriteSet, remedy,
 };
 use flotilla_types::{
-    Checkpoint, ClusterVersion, ConfState, Entry, EntryKind, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId,
-    Timestamp,
+    Checkpoint, ClusterVersion, ConfState, Entry, EntryKind, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor,
+    ShardId, Timestamp,
 };
 
 use chain::Chain;
@@ -203,8 +204,12 @@ pub enum Contents {
 pub struct ReplicaContents {
     /// The last entry that it has applied.
     pub applied: LogIndex,
+    /// The range of its shard after that entry. Others' records may be found as well: a split leaves them for a while.
+    pub range: KeyRange,
     /// The state machine's own state after that entry.
     pub system: Bytes,
+    /// Bytes of the keys and values of its records, if the state machine counts them.
+    pub record_bytes: Option<u64>,
     /// Its records after that entry: a snapshot, which sees no later write.
     pub records: Arc<dyn StateReader>,
 }
@@ -258,7 +263,8 @@ impl<T> Applier<T> {
             (Some(Slot::Ready(ready)), ApplyTask::Apply { entries, shard_change, conf, descriptor, waiters, .. }) => {
                 let committed = Committed { entries, shard_change, conf, descriptor, waiters };
                 let new = committed.entries.iter().filter(|entry| entry.index > ready.position.index);
-                match Recalled::of(&*ready.machine, &*ready.reader, new) {
+                let splits = matches!(committed.shard_change, Some(ShardChange::Split(_)));
+                match Recalled::of(&*ready.machine, &*ready.reader, new).filter(|_| !splits) {
                     Some(recalled) => {
                         if let Err(error) = ready.apply(replica, committed, recalled, &*self.engine, out) {
                             let shard = ready.shard;
@@ -332,6 +338,7 @@ impl<T> Applier<T> {
                 self.slots.insert(replica, Slot::Ready(ready));
             }
             Err(error) => {
+                out.inputs.extend(inputs);
                 self.slots.insert(replica, Slot::Broken);
                 on_failure(replica, shard, error, &*self.engine, out);
             }
@@ -380,7 +387,9 @@ impl<T> Applier<T> {
             Some(Slot::Ready(ready)) => match self.engine.snapshot(replica) {
                 Ok(records) => Contents::AtRest(ReplicaContents {
                     applied: ready.position.index,
+                    range: ready.position.descriptor.range.clone(),
                     system: ready.machine.system(),
+                    record_bytes: ready.machine.record_bytes(),
                     records,
                 }),
                 Err(_) => Contents::NotServing,
@@ -416,6 +425,7 @@ impl Ready {
                 }
                 self.read(replica, wall_ms, queries, engine, slow_reads, out);
             }
+            ApplyTask::CountAhead { at, .. } => out.inputs.push(self.count_ahead(replica, at, engine)),
             ApplyTask::Freeze { .. } => {
                 if let Some(chain) = &mut self.chain {
                     chain.note_base(engine.logged_base(replica));
@@ -515,6 +525,9 @@ impl Ready {
                 out.replies.extend(replies.into_iter().zip(answers));
             }
         }
+        if failure.is_some() && matches!(shard_change, Some(ShardChange::Split(_))) {
+            out.inputs.push(Input::Frozen { replica, frozen: false });
+        }
         if let Some(error) = failure {
             tracing::error!(%replica, shard = %self.shard, %error, "a replica failed to apply an entry");
             let unknown = waiters.into_iter().flat_map(|(_, replies)| replies);
@@ -522,13 +535,18 @@ impl Ready {
             return Err(error);
         }
         if self.position.index == last {
-            if let Some(change) = &shard_change {
-                self.change_shard(replica, change, &descriptor, engine)?;
-            }
             self.position.conf = conf;
-            self.position.descriptor = descriptor;
+            let before = std::mem::replace(&mut self.position.descriptor, descriptor);
+            if let Some(change) = &shard_change {
+                let changed = self.change_shard(replica, change, &before, engine);
+                if changed.is_err() && matches!(change, ShardChange::Split(_)) {
+                    out.inputs.push(Input::Frozen { replica, frozen: false });
+                }
+                changed?;
+            }
         }
         let is_fold = matches!(shard_change, Some(ShardChange::Fold { .. }));
+        let is_split = matches!(shard_change, Some(ShardChange::Split(_)));
         out.inputs.push(Input::Applied {
             replica,
             index: self.position.index,
@@ -539,6 +557,7 @@ impl Ready {
             usage: engine.usage(replica),
         });
         out.inputs.extend(is_fold.then_some(Input::FoldPinned { replica }));
+        out.inputs.extend(is_split.then_some(Input::Frozen { replica, frozen: true }));
         Ok(())
     }
 
@@ -556,19 +575,21 @@ impl Ready {
     /// A change of the shard takes effect here, at the position of its entry. The group has moved the
     /// descriptor by the same change.
     fn change_shard(
-        &self,
+        &mut self,
         replica: ReplicaId,
         change: &ShardChange,
-        after: &ShardDescriptor,
+        before: &ShardDescriptor,
         engine: &dyn StateEngine,
-    ) -> Result<(), EngineError> {
-        let moved = change.after(&self.position.descriptor);
-        assert_eq!(moved.as_ref(), Ok(after), "{replica} judges by another range than its group");
-        match *change {
+    ) -> Result<(), MachineError> {
+        let moved = change.after(before);
+        assert_eq!(moved.as_ref(), Ok(&*self.position.descriptor), "{replica} judges by another range than its group");
+        match change {
             ShardChange::Bump => Ok(()),
             ShardChange::Fold { piece_bytes } => {
-                engine.pin_fold(replica, Fold { index: self.position.index, piece_bytes })
+                let fold = Fold { index: self.position.index, piece_bytes: *piece_bytes };
+                Ok(engine.pin_fold(replica, fold)?)
             }
+            ShardChange::Split(split) => self.split(replica, split, before, engine),
         }
     }
 
@@ -674,6 +695,7 @@ fn replica_of<T>(task: &ApplyTask<T>) -> ReplicaId {
         ApplyTask::Open { replica, .. }
         | ApplyTask::Apply { replica, .. }
         | ApplyTask::Read { replica, .. }
+        | ApplyTask::CountAhead { replica, .. }
         | ApplyTask::Freeze { replica }
         | ApplyTask::Close { replica } => *replica,
     }
@@ -683,13 +705,16 @@ fn replica_of<T>(task: &ApplyTask<T>) -> ReplicaId {
 fn drop_tasks<T>(tasks: impl IntoIterator<Item = ApplyTask<T>>, out: &mut Applied<T>) {
     for task in tasks {
         match task {
-            ApplyTask::Apply { waiters, .. } => {
+            ApplyTask::Apply { replica, shard_change, waiters, .. } => {
+                let splits = matches!(shard_change, Some(ShardChange::Split(_)));
+                out.inputs.extend(splits.then_some(Input::Frozen { replica, frozen: false }));
                 let waiters = waiters.into_iter().flat_map(|(_, replies)| replies);
                 out.replies.extend(waiters.map(|reply| (reply, Err(RequestError::Unknown))));
             }
             ApplyTask::Read { queries, .. } => {
                 out.replies.extend(queries.into_iter().map(|query| (query.reply, Err(RequestError::Stopped))));
             }
+            ApplyTask::CountAhead { replica, at } => out.inputs.push(Input::Counted { replica, at }),
             ApplyTask::Freeze { replica } => out.inputs.push(Input::Frozen { replica, frozen: false }),
             ApplyTask::Open { .. } | ApplyTask::Close { .. } => {}
         }

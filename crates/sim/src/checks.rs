@@ -11,9 +11,10 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use flotilla_control::{Finding, ShardConsistency};
 use flotilla_meta::MetaState;
-use flotilla_replication::{ApplyTask, LostReason, ReadCounts, ReplicaStatus, Role, ShardChange, refs_of};
+use flotilla_replication::{ApplyTask, LostReason, ReadCounts, ReplicaStatus, Role, ShardChange, Split, refs_of};
 use flotilla_route::Sequence;
 use flotilla_storage::{
     ApplyContext, Log as _, LogBatch, ReplicaWrite,
@@ -37,6 +38,8 @@ pub(crate) struct Checks {
     leaders: BTreeMap<(ShardId, Term), ReplicaId>,
     applied: BTreeMap<(ReplicaId, u64), LogIndex>,
     descriptors: BTreeMap<ShardId, Descriptors>,
+    /// The shards that were split off: from which one, at which entry, and how.
+    splits: BTreeMap<ShardId, (ShardId, LogIndex, Split)>,
     /// By which descriptors replicas judge their entries; the state machines report to it too.
     history: Arc<Mutex<DescriptorHistory>>,
     /// The base of each fold, and the replicas that have named it.
@@ -83,6 +86,8 @@ pub struct Counts {
     pub config_changes: u64,
     /// Changes of the range epoch that were committed.
     pub range_changes: u64,
+    /// Shards that were split off.
+    pub splits: u64,
     /// Bases of folds that a second replica, or a further one, has made as the first one did.
     pub bases_compared: u64,
     /// Replicas that nodes abandoned.
@@ -119,6 +124,7 @@ impl Counts {
         self.objects_bad += other.objects_bad;
         self.config_changes += other.config_changes;
         self.range_changes += other.range_changes;
+        self.splits += other.splits;
         self.bases_compared += other.bases_compared;
         self.replicas_lost += other.replicas_lost;
         self.replicas_diverged += other.replicas_diverged;
@@ -174,7 +180,12 @@ impl Checks {
         }
         let removed = self.descriptors.get(&shard).is_some_and(|known| known.removed.contains(&replica));
         assert!(!removed, "{replica} leads {shard} in {term} after it was removed");
+        // The entry of the split is the vote of all, and a quorum of the shard before holds it.
+        let inherits = term == Term(2) && self.splits.get(&shard).is_some_and(|(_, _, split)| split.heir == replica);
         let voted = |voter: &ReplicaId| {
+            if inherits {
+                return true;
+            }
             // A lone voter needs no other vote; it sends nothing before its own is durable (see `message`).
             let alone = *voter == replica && conf.voters == [replica] && !conf.is_joint();
             alone || self.replicas.get(voter).is_some_and(|voter| voter.votes.get(&term) == Some(&replica))
@@ -275,9 +286,12 @@ impl Checks {
     /// them durably.
     pub(crate) fn apply_task(&mut self, task: &ApplyTask<u64>) {
         match task {
-            ApplyTask::Apply { replica, entries, conf, descriptor, .. } => {
+            ApplyTask::Apply { replica, entries, shard_change, conf, descriptor, .. } => {
                 for entry in entries {
                     self.committed_entry(*replica, descriptor.shard, entry, conf);
+                }
+                if let (Some(last), Some(ShardChange::Split(split))) = (entries.last(), shard_change) {
+                    self.split(*replica, last.index, split, descriptor);
                 }
                 if let Some(last) = entries.last() {
                     self.history.lock().holds_after(last.index, descriptor);
@@ -286,6 +300,31 @@ impl Checks {
             }
             ApplyTask::Open { replaces: true, .. } => self.counts.snapshots += 1,
             _ => {}
+        }
+    }
+
+    /// Checks the split of a shard, of which this is the descriptor after it.
+    fn split(&mut self, replica: ReplicaId, index: LogIndex, split: &Split, after: &ShardDescriptor) {
+        let first = self.splits.entry(split.child).or_insert_with(|| (after.shard, index, split.clone()));
+        assert_eq!(*first, (after.shard, index, split.clone()), "{replica} splits {} off otherwise", split.child);
+        if self.history.lock().changes_range(after.shard, index) {
+            self.counts.range_changes += 1;
+            self.counts.splits += 1;
+        }
+        assert_eq!(after.range.end, split.at, "{replica} keeps keys that it gave up");
+    }
+
+    /// Checks that the shards of each collection share its keys among them: none has no shard, and none two.
+    fn covers(node: &Node, meta: &MetaState) {
+        let mut ends: BTreeMap<_, (ShardId, Bytes)> = BTreeMap::new();
+        let mut shards: Vec<_> = meta.shards().filter(|shard| shard.id != ShardId::META).collect();
+        shards.sort_unstable_by(|a, b| a.descriptor.range.start.cmp(&b.descriptor.range.start));
+        for record in shards {
+            let range = &record.descriptor.range;
+            let before = ends.insert(record.collection, (record.id, range.end.clone()));
+            if let Some((before, end)) = before {
+                assert_eq!(end, range.start, "{before} and {} of {} do not meet", record.id, node.id);
+            }
         }
     }
 
@@ -306,7 +345,7 @@ impl Checks {
         }
         self.committed.insert((shard, entry.index), found);
         if entry.kind == EntryKind::Shard && ShardChange::decode(&entry.context) == Ok(ShardChange::Bump) {
-            self.history.lock().changes_range(shard, entry.index);
+            let _ = self.history.lock().changes_range(shard, entry.index);
             self.counts.range_changes += 1;
         }
         self.counts.commits += 1;
@@ -359,6 +398,7 @@ impl Checks {
             let forward = known.range <= now.range && known.config <= now.config;
             assert!(forward, "{} of {} goes back from {known:?} to {now:?}", shard.id, node.id);
         }
+        Self::covers(node, after);
     }
 
     /// Checks a batch of the log that became durable.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use flotilla_kv::verify;
 use flotilla_membership as membership;
 use flotilla_meta::{MetaState, NodeState};
@@ -356,6 +357,9 @@ impl World {
                 let Ok(records) = held.records.scan(&KeyRange::all(), usize::MAX, usize::MAX) else {
                     panic!("{} of {} cannot be scanned", replica.replica, node.id)
                 };
+                // A replica may not have checkpointed since a split, and have what the other shard has got.
+                let is_own = |key: &Bytes| held.range.contains(key) || KeyRange::internal().contains(key);
+                let records: Vec<_> = records.into_iter().filter(|(key, _)| is_own(key)).collect();
                 let found = (held.system, records);
                 let (other, others) = first.entry(replica.shard).or_insert_with(|| (replica.replica, found.clone()));
                 let (other, shard) = (*other, replica.shard);

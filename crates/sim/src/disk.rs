@@ -9,7 +9,8 @@ use std::{collections::BTreeMap, io, sync::Arc};
 use bytes::Bytes;
 use flotilla_storage::{
     CompactionDue, DamagedReplica, EngineError, Fold, FoldCounts, Log, LogBatch, LogError, LogEvidence, MemoryEngine,
-    MemoryLog, PeerSequence, ReplicaLog, ScanBounds, ScanPage, Scrubbed, StateEngine, StateReader, Usage, WriteSet,
+    MemoryLog, PeerSequence, ReplicaLog, ScanBounds, ScanPage, Scrubbed, SplitOff, StateEngine, StateReader, Usage,
+    WriteSet,
 };
 use flotilla_types::{
     Checkpoint, CheckpointFormat, Entry, Folding, Holder, KeyRange, LogIndex, ObjectId, ObjectRef, Position, ReplicaId,
@@ -237,6 +238,20 @@ impl StateEngine for Disk {
 
     fn freeze(&self, replica: ReplicaId, position: Position, system: Bytes) -> Result<bool, EngineError> {
         self.engine.freeze(replica, position, system)
+    }
+
+    fn freeze_split(
+        &self,
+        replica: ReplicaId,
+        position: Position,
+        system: Bytes,
+        split: SplitOff,
+    ) -> Result<bool, EngineError> {
+        self.engine.freeze_split(replica, position, system, split)
+    }
+
+    fn built_split(&self, replica: ReplicaId) -> Option<Checkpoint> {
+        self.engine.built_split(replica)
     }
 
     fn build(&self, replica: ReplicaId, format: CheckpointFormat) -> Result<Checkpoint, EngineError> {

@@ -6,10 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_meta::{MetaCommand, NodeRecord, NodeState, OperationChange, OperationReason, OperationState};
+use flotilla_meta::{
+    CollectionSettings, MetaCommand, NodeRecord, NodeState, OperationChange, OperationReason, OperationState,
+    SPLIT_BYTES,
+};
 use flotilla_replication::{Input, Role, ShardChange};
 use flotilla_storage::{Log as _, LogEvidence};
-use flotilla_types::{ClusterVersion, LogIndex, NodeId, OperationId, ShardId};
+use flotilla_types::{Bucket, ClusterVersion, CollectionId, LogIndex, NodeId, OperationId, RecordKey, ShardId};
 use rand::RngExt as _;
 
 use crate::{
@@ -19,6 +22,7 @@ use crate::{
     node::Folder,
     operator::FollowUp,
     plan::{DRIFTS_PPM, Fault, Planned},
+    workload::keys_apart,
     world::{Event, World},
 };
 
@@ -81,6 +85,8 @@ enum Active {
     /// A move, which is left alone, paused or cancelled by this number.
     Moving(ShardId, u64),
     Paused(OperationId),
+    /// Shards are split when they have more than a few bytes.
+    SplittingBySize(CollectionId),
     /// Nothing: the fault took effect at once, or ends by itself.
     Nothing,
 }
@@ -244,6 +250,8 @@ impl World {
             Fault::RangeChange => self.change_range(which)?,
             Fault::Drain => self.drain(id)?,
             Fault::Move => self.move_replica(which)?,
+            Fault::Split => self.split_shard(which)?,
+            Fault::SplitBySize => self.split_by_size(which)?,
         })
     }
 
@@ -315,6 +323,49 @@ impl World {
         let (intent_version, reason) = (record.intent_version, OperationReason::Operator);
         self.order(MetaCommand::MoveReplica { shard, replica, to, intent_version, reason }, FollowUp::Nothing);
         Some(Active::Moving(shard, which))
+    }
+
+    /// Orders the split of a shard at a key of the clients or beside one, once shards can be split.
+    fn split_shard(&mut self, which: u64) -> Option<Active> {
+        let meta = self.newest_metadata()?;
+        if meta.cluster_version() < ClusterVersion::SPLITS {
+            return None;
+        }
+        let pick = |number: u64, of: usize| number as usize % of.max(1);
+        let shards: Vec<_> = meta.shards().filter(|shard| shard.id != ShardId::META).collect();
+        let record = *shards.get(pick(which, shards.len()))?;
+        if self.faults.flawed.contains(&record.id) {
+            return None;
+        }
+        let collection = meta.collections().find(|collection| collection.id == record.collection)?;
+        let keys = keys_apart().map(|key| collection.record_key(key.as_bytes()).into_bytes());
+        let buckets =
+            (0..collection.buckets).map(|bucket| RecordKey::new(collection.id, Bucket(bucket), &[]).into_bytes());
+        let range = &record.descriptor.range;
+        let points: Vec<_> = keys.chain(buckets).filter(|at| *at > range.start && range.contains(at)).collect();
+        let at = points.get(pick(which >> 8, points.len()))?.clone();
+        let (shard, epoch) = (record.id, record.descriptor.epoch);
+        self.note(format!("{shard} is ordered to split at {at:?}"));
+        self.order(MetaCommand::SplitShard { shard, at, epoch, reason: OperationReason::Operator }, FollowUp::Nothing);
+        Some(Active::Nothing)
+    }
+
+    /// Has shards split once they have a few records, once nodes do so.
+    fn split_by_size(&mut self, which: u64) -> Option<Active> {
+        let meta = self.newest_metadata()?;
+        if meta.cluster_version() < ClusterVersion::SIZE_SPLITS {
+            return None;
+        }
+        let collection = meta.collections().next()?.id;
+        let bytes = SPLIT_BYTES.start() << (which % 3);
+        self.note(format!("shards of more than {bytes} bytes are split"));
+        self.set_split_bytes(collection, bytes);
+        Some(Active::SplittingBySize(collection))
+    }
+
+    fn set_split_bytes(&mut self, collection: CollectionId, bytes: u64) {
+        let settings = CollectionSettings { split_bytes: Some(bytes), ..CollectionSettings::NONE };
+        self.order(MetaCommand::ChangeCollection { collection, settings }, FollowUp::Nothing);
     }
 
     /// Leaves a move alone, cancels it, or pauses it for a while.
@@ -425,6 +476,7 @@ impl World {
                     node.clock.correct(now_us, node.wall_offset_ms);
                 }
             }
+            Active::SplittingBySize(collection) => self.set_split_bytes(collection, 0),
             Active::Removed(id) => {
                 // The machine is switched off, whether or not the metadata has the removal.
                 self.crash(id);

@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use flotilla_replication::{Fingerprints, Input, ReplicaStatus, ShardChange};
 use flotilla_storage::{
-    ApplyContext, DeferredRead, Log as _, MachineError, MemoryLog, ReadContext, StateMachine, StateReader, Upcoming,
-    WriteSet,
+    ApplyContext, CountAhead, DeferredRead, Log as _, MachineError, MemoryLog, ReadContext, StateMachine, StateReader,
+    Upcoming, WriteSet,
 };
 use flotilla_types::{ClusterVersion, KeyRange, NodeId, ReplicaId, ReplicaRole, ShardId};
 use parking_lot::Mutex;
@@ -118,8 +118,20 @@ impl StateMachine for Flawed {
         self.machine.meaning()
     }
 
+    fn record_bytes(&self) -> Option<u64> {
+        self.machine.record_bytes()
+    }
+
     fn upkeep_due_ms(&self) -> Option<u64> {
         self.machine.upkeep_due_ms()
+    }
+
+    fn count_ahead(&mut self, right: &KeyRange) -> Option<Arc<dyn CountAhead>> {
+        self.machine.count_ahead(right)
+    }
+
+    fn split(&mut self, right: &KeyRange, records: &dyn StateReader) -> Result<Bytes, MachineError> {
+        self.machine.split(right, records)
     }
 
     fn system(&self) -> Bytes {

@@ -125,11 +125,15 @@ pub enum Fault {
     Flaw,
     /// An operator moves a replica to another node, and may pause and resume, or cancel, the move.
     Move,
+    /// An operator splits a shard.
+    Split,
+    /// Shards are split by themselves, once they have grown a little.
+    SplitBySize,
 }
 
 impl Fault {
     /// Every kind but [`Fault::RangeChange`], [`Fault::Drain`], [`Fault::ObjectRots`], [`Fault::SlowSource`],
-    /// [`Fault::Flaw`] and [`Fault::Move`], which are drawn apart.
+    /// [`Fault::Flaw`], [`Fault::Move`], [`Fault::Split`] and [`Fault::SplitBySize`], which are drawn apart.
     /// The order matters: seeds draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
@@ -252,6 +256,15 @@ impl Plan {
         }
         if rng.random_bool(0.4) {
             plan.add_some(&mut rng, Fault::Move, [50, 300, 1_500]);
+        }
+        if rng.random_bool(0.7) {
+            for _ in 0..rng.random_range(1..5) {
+                plan.add_some(&mut rng, Fault::Split, [50, 300, 1_500]);
+            }
+        }
+        // A shard with a flaw is not split.
+        if rng.random_bool(0.4) && !plan.faults.iter().any(|planned| planned.fault == Fault::Flaw) {
+            plan.add_some(&mut rng, Fault::SplitBySize, [500, 2_500, 6_000]);
         }
         plan
     }

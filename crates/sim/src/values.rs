@@ -27,8 +27,8 @@ use crate::{
 const KEYS: u64 = 8;
 /// Values up to so many bytes are in the record.
 const INLINE_BYTES_MAX: usize = 300;
-/// How long a value that expires lasts: longer than any run.
-const FAR_MS: u64 = 3_600_000;
+/// How long a value that expires lasts: longer than any run, and than clocks jump.
+const FAR_MS: u64 = 360_000_000;
 /// Milliseconds that a leader has for a value.
 const DEADLINE_MS: u64 = 4_000;
 /// Microseconds after which an upload is let go of, answered or not.
@@ -37,12 +37,12 @@ const UPLOAD_US: u64 = 8_000_000;
 /// The values so far.
 #[derive(Default)]
 pub(crate) struct Values {
-    /// Those that may have been written, by shard and key, with their contents.
-    written: BTreeMap<(ShardId, Bytes), Vec<Vec<u8>>>,
+    /// Those that may have been written, by key, with their contents.
+    written: BTreeMap<Bytes, Vec<Vec<u8>>>,
     /// Keys for which a write was acknowledged.
-    acknowledged: BTreeMap<(ShardId, Bytes), u64>,
+    acknowledged: BTreeMap<Bytes, u64>,
     /// Writes without an answer.
-    waiting: BTreeMap<u64, (ShardId, Bytes)>,
+    waiting: BTreeMap<u64, Bytes>,
     uploads: u64,
     stopped: bool,
 }
@@ -111,8 +111,8 @@ impl World {
         let payload = encode_command(&Command { operations, ..Command::empty() });
         let refs = CommandRefs::new(refs, gateway);
         self.schedule(UPLOAD_US, Event::UploadEnds { node: gateway, number });
-        self.values.written.entry((shard, key.clone())).or_default().push(content);
-        self.values.waiting.insert(number, (shard, key.clone()));
+        self.values.written.entry(key.clone()).or_default().push(content);
+        self.values.waiting.insert(number, key.clone());
         self.with_node(leader, |world, node, running| {
             let deadline_ms = node.clock.mono_ms(world.now_us) + DEADLINE_MS;
             let reply = running.value_waiter(number);
@@ -141,10 +141,10 @@ impl World {
     pub(crate) fn check_values(&self) {
         for node in self.nodes.values().filter(|node| node.running.is_some() && !node.retired) {
             for replica in node.status().into_iter().filter(|replica| replica.shard != ShardId::META) {
-                let written = self.values.written.iter().filter(|((shard, _), _)| *shard == replica.shard);
-                for ((shard, key), contents) in written {
+                let written = self.values.written.iter().filter(|(key, _)| replica.descriptor.range.contains(key));
+                for (key, contents) in written {
                     let Some(value) = get(&node.disk, &replica, key) else {
-                        let acknowledged = self.values.acknowledged.contains_key(&(*shard, key.clone()));
+                        let acknowledged = self.values.acknowledged.contains_key(key);
                         assert!(!acknowledged, "{} of {} lost {key:?}", replica.replica, node.id);
                         continue;
                     };
@@ -159,7 +159,7 @@ impl World {
     }
 }
 
-/// A key that no client uses.
+/// A key that no client uses, perhaps none of this shard.
 fn key_of(descriptor: &ShardDescriptor, number: u64) -> Bytes {
     [&descriptor.range.start[..], format!("~value {number}").as_bytes()].concat().into()
 }

@@ -108,6 +108,15 @@ pub(crate) enum OpResult {
     Deleted(bool),
 }
 
+/// Keys that a split may separate from others: no operation on several keys has one on either side.
+pub(crate) fn keys_apart() -> impl Iterator<Item = String> {
+    let registers = (0..REGISTERS).map(|number| format!("r{number}"));
+    let counters = (0..COUNTERS).map(|number| format!("c{number}"));
+    let groups = (0..GROUPS).map(|group| format!("{{g{group}}}"));
+    let expiring = (0..EXPIRING_GROUPS).map(|group| format!("{{x{group}}}"));
+    registers.chain(counters).chain(groups).chain(expiring)
+}
+
 /// All clients, and the history of their operations.
 #[derive(Default)]
 pub(crate) struct Workload {

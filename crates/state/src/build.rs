@@ -6,16 +6,18 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use flotilla_failpoints::{Place, io};
 use flotilla_objects::ObjectStore;
-use flotilla_storage::EngineError;
+use flotilla_storage::{EngineError, KeyRanges};
 use flotilla_types::{Checkpoint, CheckpointFormat, ReplicaId};
 
 use crate::{
     Options,
+    clip::{clipped, count_whole},
     compact::Compacted,
     failure,
-    memtable::Frozen,
+    memtable::{Frozen, GivenUp},
     merge::{Merge, Source},
     sorted::{Cut, Pinned, write_table},
     table::{Table, name_tables, sources},
@@ -27,32 +29,45 @@ pub(crate) struct Built {
     pub(crate) checkpoint: Checkpoint,
     /// Its tables, oldest first.
     pub(crate) tables: Vec<Arc<Table>>,
-    /// Whether its newest table is a run of the frozen records.
-    pub(crate) adds_run: bool,
+    /// The run of the frozen records.
+    pub(crate) run: Option<Arc<Table>>,
     /// Whether tables of the last checkpoint are not in it.
     pub(crate) drops_tables: bool,
+    /// The first checkpoint of the new replica, if this is one of a split.
+    pub(crate) split: Option<BuiltSplit>,
     _pinned: Pinned,
 }
 
+#[derive(Debug)]
+pub(crate) struct BuiltSplit {
+    pub(crate) checkpoint: Checkpoint,
+    /// Stay as long as this.
+    _tables: Vec<Arc<Table>>,
+}
+
 /// Builds the checkpoint that adds frozen records to the tables of an earlier one, with tables replaced that
-/// were compacted.
+/// were compacted. The replica has these keys.
+#[expect(clippy::too_many_arguments, reason = "the parts of a checkpoint")]
 pub(crate) fn build(
     objects: &Arc<ObjectStore>,
     options: &Options,
     replica: ReplicaId,
     format: CheckpointFormat,
     before: &[Arc<Table>],
+    keys: &KeyRanges,
     frozen: &Frozen,
     compacted: Option<&Compacted>,
 ) -> Result<Built, EngineError> {
-    // Only those can refer to objects, and all nodes read them by then.
-    let format = if frozen.has_refs() { format.max(CheckpointFormat::Manifests) } else { format };
-    let applied = compacted.and_then(|compacted| compacted.apply(before));
+    // Only those can refer to objects, and have clips. All nodes read them by then.
+    let needs_manifests = frozen.has_refs() || frozen.split.is_some();
+    let format = if needs_manifests { format.max(CheckpointFormat::Manifests) } else { format };
+    let of_both = frozen.split.as_ref().map_or(keys, |split| &split.of_both);
+    let applied = compacted.and_then(|compacted| compacted.apply(objects, before, of_both));
     let mut drops_tables = applied.is_some();
     let mut tables = applied.unwrap_or_else(|| before.to_vec());
     let first_run = tables.iter().take_while(|table| table.cut == Cut::Content).count();
     let mut late = Vec::new();
-    if tables.len() - first_run >= options.runs_max && !frozen.is_empty() {
+    if count_whole(&tables[first_run..]) >= options.runs_max && !frozen.is_empty() {
         // Compaction is late. Every run costs each read and a piece in memory, so there is a bound.
         late = tables.split_off(first_run);
         drops_tables = true;
@@ -65,22 +80,31 @@ pub(crate) fn build(
         let newest = newest.into_iter().chain(sources(objects, replica, &late));
         write_table(objects, Cut::Size, format, piece_bytes, last, Merge::new(newest))?
     };
-    let adds_run = run.is_some();
-    tables.extend(run.map(Arc::new));
-    let (named, tables) = name_tables(objects, format, tables)?;
+    let run = run.map(Arc::new);
+    tables.extend(run.clone());
+    let (mut named, mut tables) = name_tables(objects, format, tables)?;
     let mut pinned = Pinned::none(objects);
-    let system = if frozen.system.is_empty() { None } else { Some(pinned.put(&frozen.system, &[])?) };
+    let mut put = |system: &Bytes| (!system.is_empty()).then(|| pinned.put(system, &[])).transpose();
+    let system = put(&frozen.system)?;
+    let mut split = None;
+    if let Some(GivenUp { keys: given_up, position, system, .. }) = &frozen.split {
+        // The log of the new replica orders no fold of before.
+        let theirs = clipped(objects, &tables, given_up).iter().map(|table| Arc::new(table.of_no_fold())).collect();
+        let (named_theirs, theirs) = name_tables(objects, format, theirs)?;
+        let checkpoint = Checkpoint { position: position.clone(), system: put(system)?, tables: named_theirs };
+        split = Some(BuiltSplit { checkpoint, _tables: theirs });
+        (named, tables) = name_tables(objects, format, clipped(objects, &tables, keys))?;
+    }
     io(Place::CheckpointRunWritten)?;
     objects.sync().map_err(failure::of_objects)?;
     let checkpoint = Checkpoint { position: frozen.position.clone(), system, tables: named };
-    Ok(Built { checkpoint, tables, adds_run, drops_tables, _pinned: pinned })
+    Ok(Built { checkpoint, tables, run, drops_tables, split, _pinned: pinned })
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use bytes::Bytes;
     use flotilla_types::{Folding, LogIndex, Position};
     use proptest::{collection::vec, prelude::*};
 
@@ -141,7 +165,8 @@ mod tests {
                 uses_in = uses_in.max(1) - 1;
                 let format =
                     if index < raised_at { CheckpointFormat::Pieces } else { CheckpointFormat::Manifests };
-                let built = build(&objects, &options, ReplicaId(1), format, &tables, &frozen, used.as_ref()).unwrap();
+                let (id, keys) = (ReplicaId(1), KeyRanges::all());
+                let built = build(&objects, &options, id, format, &tables, &keys, &frozen, used.as_ref()).unwrap();
                 (checkpoint, tables) = (built.checkpoint.clone(), built.tables.clone());
                 prop_assert_eq!(checkpoint.tables.format(), format);
                 let pieces = tables.iter().flat_map(|table| table.ids());
@@ -169,7 +194,8 @@ mod tests {
         let frozen = Frozen::new(memtable, position.clone(), Bytes::new());
         for format in [CheckpointFormat::Pieces, CheckpointFormat::Manifests] {
             let build = |tables: &[Arc<Table>], frozen: &Frozen| {
-                build(&objects, &Options::default(), ReplicaId(1), format, tables, frozen, None).unwrap()
+                let (id, keys) = (ReplicaId(1), KeyRanges::all());
+                build(&objects, &Options::default(), id, format, tables, &keys, frozen, None).unwrap()
             };
             let before = build(&[], &frozen);
             let position = Position { index: LogIndex(9), ..position.clone() };

@@ -19,11 +19,12 @@ use std::{
 
 use flotilla_failpoints::{Place, reached};
 use flotilla_objects::ObjectStore;
-use flotilla_storage::EngineError;
+use flotilla_storage::{EngineError, KeyRanges};
 use flotilla_types::{CheckpointFormat, Folding, LogIndex, ReplicaId};
 
 use crate::{
     Options,
+    clip::{clipped, hidden_bytes},
     merge::{Merge, Record},
     sorted::{Cut, write_table},
     table::{Table, sources, total_bytes},
@@ -31,6 +32,9 @@ use crate::{
 
 /// Adjacent runs of one tier that are merged.
 const TIER_RUNS: usize = 4;
+/// What clips hide is folded away once it exceeds this share of what they show, in percent. After a split in the
+/// middle that is so for both halves.
+const HIDDEN_PERCENT: u64 = 50;
 /// Records between two pauses.
 const PACE_RECORDS: usize = 4_096;
 /// A pause is at most this long.
@@ -50,8 +54,8 @@ pub(crate) enum Plan {
 pub(crate) enum Compacted {
     /// A table that replaces others.
     Merged { replaced: Vec<Arc<Table>>, table: Option<Arc<Table>> },
-    /// The base as of an entry, which replaces every table that has no later records.
-    Folded { index: LogIndex, base: Option<Arc<Table>> },
+    /// The base as of an entry, which replaces every table that has no later records. It has these keys only.
+    Folded { index: LogIndex, base: Option<Arc<Table>>, keys: KeyRanges },
 }
 
 /// What is due for a checkpoint with a base and runs of these sizes, oldest first.
@@ -89,14 +93,23 @@ pub(crate) fn plan_for(options: &Options, tables: &[Arc<Table>], folding: Foldin
         // Their pieces are rewritten once, with footers.
         return Some(Plan::Fold);
     }
+    if folding == Folding::Local && hides_much(options, tables) {
+        return Some(Plan::Fold);
+    }
     let (base_bytes, runs_bytes) = sizes(tables);
     plan(options, base_bytes, &runs_bytes, folding)
 }
 
-/// Whether the runs are large enough to be folded into the base.
+/// Whether the runs are large enough to be folded into the base, or clips hide enough of the tables.
 pub(crate) fn is_fold_due_for(options: &Options, tables: &[Arc<Table>]) -> bool {
     let (base_bytes, runs_bytes) = sizes(tables);
-    is_fold_due(options, base_bytes, &runs_bytes)
+    is_fold_due(options, base_bytes, &runs_bytes) || hides_much(options, tables)
+}
+
+/// Whether what clips hide of the tables is worth a fold.
+fn hides_much(options: &Options, tables: &[Arc<Table>]) -> bool {
+    let share = total_bytes(tables) / 100 * HIDDEN_PERCENT;
+    hidden_bytes(tables) > options.fold_bytes_min.max(share)
 }
 
 /// The size of the base, and those of the runs.
@@ -159,8 +172,14 @@ impl Compacted {
         }
     }
 
-    /// These tables with those replaced that it stands for; `None` if they are not among them any more.
-    pub(crate) fn apply(&self, tables: &[Arc<Table>]) -> Option<Vec<Arc<Table>>> {
+    /// These tables of a replica with these keys, with those replaced that it stands for; `None` if they are not among
+    /// them any more.
+    pub(crate) fn apply(
+        &self,
+        objects: &ObjectStore,
+        tables: &[Arc<Table>],
+        keys: &KeyRanges,
+    ) -> Option<Vec<Arc<Table>>> {
         match self {
             Self::Merged { replaced, table } => {
                 let width = replaced.len();
@@ -168,11 +187,16 @@ impl Compacted {
                 let at = tables.windows(width.max(1)).position(is_here)?;
                 Some(tables[..at].iter().chain(table).chain(&tables[at + width..]).cloned().collect())
             }
-            Self::Folded { index, base } => {
+            Self::Folded { index, base, keys: of_view } => {
+                let mut bases: Vec<_> = base.iter().cloned().collect();
+                if of_view != keys {
+                    // The replica was split since.
+                    bases = clipped(objects, &bases, keys);
+                }
                 let later = tables.iter().filter(|table| table.last > *index);
                 // A later base would not hide what this one has.
                 let is_newest = later.clone().all(|table| table.cut == Cut::Size);
-                is_newest.then(|| base.iter().chain(later).cloned().collect())
+                is_newest.then(|| bases.iter().chain(later).cloned().collect())
             }
         }
     }

@@ -20,8 +20,8 @@ use bytes::Bytes;
 use flotilla_failpoints::{Place, number};
 use flotilla_objects::{ObjectStore, Scope, ScrubPass};
 use flotilla_storage::{
-    CompactionDue, DamagedReplica, EngineError, Fold, FoldCounts, Remedy, Scrubbed, StateEngine, StateReader, Usage,
-    WriteSet, remedy,
+    CompactionDue, DamagedReplica, EngineError, Fold, FoldCounts, Remedy, Scrubbed, SplitOff, StateEngine, StateReader,
+    Usage, WriteSet, remedy,
 };
 use flotilla_types::{
     Checkpoint, CheckpointFormat, Folding, Holder, LogIndex, ObjectId, ObjectRef, Position, ReplicaId,
@@ -307,25 +307,41 @@ impl StateEngine for Engine {
     }
 
     fn freeze(&self, replica: ReplicaId, position: Position, system: Bytes) -> Result<bool, EngineError> {
-        self.replica(replica)?.freeze(position, system)
+        self.replica(replica)?.freeze(position, system, None)
+    }
+
+    fn freeze_split(
+        &self,
+        replica: ReplicaId,
+        position: Position,
+        system: Bytes,
+        split: SplitOff,
+    ) -> Result<bool, EngineError> {
+        self.replica(replica)?.freeze(position, system, Some(split))
+    }
+
+    fn built_split(&self, replica: ReplicaId) -> Option<Checkpoint> {
+        let replica = self.replica(replica).ok()?;
+        let work = replica.work.lock();
+        work.as_ref()?.split.as_ref().map(|split| split.checkpoint.clone())
     }
 
     fn build(&self, replica: ReplicaId, format: CheckpointFormat) -> Result<Checkpoint, EngineError> {
         let replica = self.replica(replica)?;
         let mut work = replica.work.lock();
-        let BuildInput { attached, frozen, .. } = replica.build_input()?;
+        let BuildInput { attached, frozen, keys, .. } = replica.build_input()?;
         let Some(frozen) = frozen else { return Ok(attached.checkpoint.clone()) };
         let is_usable = |compacted: &mut Compacted| compacted.is_usable_at(frozen.position.index);
         let compacted = replica.compacted.lock().take_if(is_usable);
         let format = format.max(attached.checkpoint.tables.format());
         let (id, before) = (replica.id, &attached.tables);
-        let built = build::build(&self.objects, &self.options, id, format, before, &frozen, compacted.as_ref());
+        let built = build::build(&self.objects, &self.options, id, format, before, &keys, &frozen, compacted.as_ref());
         let built = built.inspect_err(|_| {
             if let Some(compacted) = compacted {
                 replica.compacted.lock().get_or_insert(compacted);
             }
         })?;
-        if let Some(run) = built.tables.last().filter(|_| built.adds_run) {
+        if let Some(run) = &built.run {
             self.view()?.index(id, run)?;
         }
         let checkpoint = built.checkpoint.clone();
@@ -336,7 +352,7 @@ impl StateEngine for Engine {
     fn install_checkpoint(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         let replica = self.replica(replica)?;
         let mut work = replica.work.lock();
-        let BuildInput { attached, frozen, view, .. } = replica.build_input()?;
+        let BuildInput { attached, frozen, view, keys, .. } = replica.build_input()?;
         let (Some(built), Some(frozen)) = (work.as_ref(), &frozen) else {
             // Installed before, or nothing was frozen: accepted when it changes nothing.
             let reason = "the checkpoint to install was not built";
@@ -350,7 +366,7 @@ impl StateEngine for Engine {
         let view = if attached.checkpoint.tables == checkpoint.tables {
             view
         } else {
-            self.view()?.advance(replica.id, frozen, built, || replica.wait_for_scans())?
+            self.view()?.advance(replica.id, frozen, built, &keys, || replica.wait_for_scans())?
         };
         let tables = built.tables.clone();
         let bytes = self.bytes_of(checkpoint, &tables);

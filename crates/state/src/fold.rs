@@ -13,7 +13,7 @@ use std::{
 
 use flotilla_failpoints::{Place, reached};
 use flotilla_objects::ObjectStore;
-use flotilla_storage::{EngineError, Fold};
+use flotilla_storage::{EngineError, Fold, KeyRanges};
 use flotilla_types::{CheckpointFormat, ReplicaId};
 use parking_lot::Mutex;
 
@@ -21,7 +21,7 @@ use crate::{
     Options,
     compact::{Compacted, Paced, is_live},
     memtable::Frozen,
-    merge::{Merge, Source},
+    merge::{Merge, Record, Source},
     replica::{Attached, Pinned},
     sorted::{Cut, write_table},
     table::{Table, sources},
@@ -36,6 +36,8 @@ pub(crate) struct FoldView {
     pub(crate) fold: Fold,
     pinned_at: Instant,
     attached: Arc<Attached>,
+    /// The keys of the replica. Other records are left out.
+    keys: KeyRanges,
     newest: Mutex<Newest>,
 }
 
@@ -64,9 +66,15 @@ impl Drop for HeldBytes {
 }
 
 impl FoldView {
-    pub(crate) fn new(fold: Fold, attached: Arc<Attached>, pinned: Arc<Pinned>, frozen: Option<Arc<Frozen>>) -> Self {
+    pub(crate) fn new(
+        fold: Fold,
+        attached: Arc<Attached>,
+        keys: KeyRanges,
+        pinned: Arc<Pinned>,
+        frozen: Option<Arc<Frozen>>,
+    ) -> Self {
         let newest = Newest::Memtables { pinned, frozen, held: Vec::new() };
-        Self { fold, pinned_at: Instant::now(), attached, newest: Mutex::new(newest) }
+        Self { fold, pinned_at: Instant::now(), attached, keys, newest: Mutex::new(newest) }
     }
 
     pub(crate) fn age(&self) -> Duration {
@@ -129,12 +137,17 @@ pub(crate) fn fold(
     let Fold { index, piece_bytes } = view.fold;
     let newest = run.iter().map(|run| run.records(objects, replica));
     let live = Merge::new(newest.chain(sources(objects, replica, &view.attached.tables))).filter(is_live);
+    // What a split has given up may still be in the tables, if the checkpoint without was not installed yet.
+    let is_own =
+        |record: &Result<Record, EngineError>| record.as_ref().map_or(true, |(key, _)| view.keys.contains(key));
     let mut paced = Paced::new(is_stopped, false);
     let format = CheckpointFormat::Manifests;
-    let base = write_table(objects, Cut::Content, format, piece_bytes as usize, index, paced.pace(live))?;
+    let base =
+        write_table(objects, Cut::Content, format, piece_bytes as usize, index, paced.pace(live.filter(is_own)))?;
     if is_stopped() {
         return Ok(None);
     }
     reached(Place::CheckpointFolded);
-    Ok(Some(Compacted::Folded { index, base: base.map(|base| Arc::new(base.of_fold(index))) }))
+    let base = base.map(|base| Arc::new(base.of_fold(index)));
+    Ok(Some(Compacted::Folded { index, base, keys: view.keys.clone() }))
 }

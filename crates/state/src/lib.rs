@@ -9,6 +9,7 @@
 //! not interpret keys and values.
 
 mod build;
+mod clip;
 mod compact;
 mod engine;
 mod failure;
@@ -18,6 +19,7 @@ mod gate;
 mod hostile;
 mod memtable;
 mod merge;
+mod middle;
 mod options;
 mod piece;
 mod replica;

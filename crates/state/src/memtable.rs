@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use flotilla_storage::{ScanBounds, Value, WriteSet};
+use flotilla_storage::{KeyRanges, ScanBounds, Value, WriteSet};
 use flotilla_types::{KeyRange, Position};
 use parking_lot::Mutex;
 
@@ -89,6 +89,19 @@ pub(crate) struct Capture {
 pub(crate) struct Frozen {
     memtable: Memtable,
     sorted: OnceLock<Box<[Bytes]>>,
+    pub(crate) position: Position,
+    pub(crate) system: Bytes,
+    /// What the replica gives up at that position.
+    pub(crate) split: Option<GivenUp>,
+}
+
+/// What a replica gives up when its shard is split.
+#[derive(Debug)]
+pub(crate) struct GivenUp {
+    /// The keys of the new replica.
+    pub(crate) keys: KeyRanges,
+    /// The keys that the two have together.
+    pub(crate) of_both: KeyRanges,
     pub(crate) position: Position,
     pub(crate) system: Bytes,
 }
@@ -221,7 +234,7 @@ impl Keys {
 
 impl Frozen {
     pub(crate) fn new(memtable: Memtable, position: Position, system: Bytes) -> Self {
-        Self { memtable, sorted: OnceLock::new(), position, system }
+        Self { memtable, sorted: OnceLock::new(), position, system, split: None }
     }
 
     /// As [`Memtable::get`].

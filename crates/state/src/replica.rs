@@ -33,7 +33,9 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_objects::ObjectStore;
-use flotilla_storage::{EngineError, Fold, ScanBounds, ScanPage, StateReader, Usage, Value, WriteSet, successor};
+use flotilla_storage::{
+    EngineError, Fold, KeyRanges, ScanBounds, ScanPage, SplitOff, StateReader, Usage, Value, WriteSet, successor,
+};
 use flotilla_types::{Checkpoint, KeyRange, Position, ReplicaId};
 use parking_lot::{Mutex, RwLock};
 
@@ -42,9 +44,9 @@ use crate::{
     compact::Compacted,
     fold::FoldView,
     gate::{Gate, Pass},
-    memtable::{Capture, Frozen, Memtable, Version},
+    memtable::{Capture, Frozen, GivenUp, Memtable, Version},
     merge::{Merge, Source},
-    sorted,
+    middle, sorted,
     table::Table,
     view::{Reach, ReplicaView},
 };
@@ -79,6 +81,9 @@ struct Tables {
     frozen: Option<Arc<Frozen>>,
     view: ReplicaView,
     attached: Arc<Attached>,
+    /// The keys that splits have left to the replica since then. Until the checkpoint of a split is installed, what is
+    /// read may have others.
+    keys: KeyRanges,
     /// Snapshots of the active memtable in the order of their versions. Those of the ends are open.
     snapshots: VecDeque<Weak<Pinned>>,
 }
@@ -119,6 +124,8 @@ pub(crate) struct BuildInput {
     pub(crate) attached: Arc<Attached>,
     pub(crate) frozen: Option<Arc<Frozen>>,
     pub(crate) view: ReplicaView,
+    /// The keys of the replica after the frozen memtable.
+    pub(crate) keys: KeyRanges,
 }
 
 impl Replica {
@@ -144,6 +151,7 @@ impl Replica {
             frozen: None,
             view,
             attached: Arc::new(attached),
+            keys: KeyRanges::all(),
             snapshots: VecDeque::new(),
         };
         *self.tables.write() = Some(tables);
@@ -201,7 +209,8 @@ impl Replica {
             let mut tables = self.tables.write();
             let tables = tables.as_mut().ok_or(EngineError::NotOpen(self.id))?;
             let pinned = tables.pin();
-            FoldView::new(fold, tables.attached.clone(), pinned, tables.frozen.clone())
+            let keys = tables.keys.clone();
+            FoldView::new(fold, tables.attached.clone(), keys, pinned, tables.frozen.clone())
         };
         let before = self.fold.lock().replace(Arc::new(view));
         Ok(before.is_some())
@@ -230,14 +239,25 @@ impl Replica {
         })
     }
 
-    pub(crate) fn freeze(&self, position: Position, system: Bytes) -> Result<bool, EngineError> {
+    pub(crate) fn freeze(
+        &self,
+        position: Position,
+        system: Bytes,
+        split: Option<SplitOff>,
+    ) -> Result<bool, EngineError> {
         let mut tables = self.tables.write();
         let tables = tables.as_mut().ok_or(EngineError::NotOpen(self.id))?;
         if tables.frozen.is_some() {
             return Ok(false);
         }
         let memtable = std::mem::take(&mut tables.active);
-        let frozen = Arc::new(Frozen::new(memtable, position, system));
+        let mut frozen = Frozen::new(memtable, position, system);
+        if let Some(SplitOff { at, position, system }) = split {
+            let (left, keys) = tables.keys.split_at(&at);
+            let of_both = std::mem::replace(&mut tables.keys, left);
+            frozen.split = Some(GivenUp { keys, of_both, position, system });
+        }
+        let frozen = Arc::new(frozen);
         for snapshot in tables.snapshots.drain(..).filter_map(|snapshot| snapshot.upgrade()) {
             snapshot.frozen.get_or_init(|| frozen.clone());
         }
@@ -253,6 +273,7 @@ impl Replica {
             attached: tables.attached.clone(),
             frozen: tables.frozen.clone(),
             view: tables.view.clone(),
+            keys: tables.keys.clone(),
         })
     }
 
@@ -474,6 +495,15 @@ impl StateReader for Snapshot {
             return self.with_layers(|_| ScanPage::default());
         }
         self.with_layers(|layers| layers.capture(range, bounds))?.page(self.replica.id, range, bounds)
+    }
+
+    /// Reads nothing where the replica has many pieces.
+    fn middle(&self, range: &KeyRange) -> Result<Option<Bytes>, EngineError> {
+        let attached = self.replica.tables.read().as_ref().map(|tables| tables.attached.clone());
+        match attached.and_then(|attached| middle::of_pieces(&attached.tables, range)) {
+            Some(key) => Ok(Some(key)),
+            None => flotilla_storage::middle_of_records(self, range),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::{
     iter,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -39,12 +40,12 @@ pub(crate) struct Table {
     pub(crate) fold: Option<LogIndex>,
     /// `None` in format 1.
     manifest: Option<ObjectId>,
-    pub(crate) pieces: Vec<Piece>,
-    /// Size of its pieces.
+    pub(crate) pieces: Arc<[Piece]>,
+    /// Size of the pieces that may have records within the clip.
     bytes: u64,
-    /// Whether all of them have footers.
+    /// Whether all pieces have footers.
     has_footers: bool,
-    _pinned: Pinned,
+    pinned: Arc<Pinned>,
 }
 
 #[derive(Debug)]
@@ -73,9 +74,16 @@ impl Table {
         manifest: Option<ObjectId>,
         pieces: Vec<Piece>,
     ) -> Self {
-        let bytes = pieces.iter().map(|piece| u64::from(piece.listed.bytes)).sum();
         let has_footers = pieces.iter().all(|piece| piece.listed.footer_bytes > 0);
-        Self { cut, clip, last, fold: None, manifest, pieces, bytes, has_footers, _pinned: pinned }
+        let (pieces, pinned) = (pieces.into(), Arc::new(pinned));
+        Self { cut, clip: KeyRange::all(), last, fold: None, manifest, pieces, bytes: 0, has_footers, pinned }
+            .with_clip(clip)
+    }
+
+    fn with_clip(self, clip: KeyRange) -> Self {
+        let mut table = Self { clip, ..self };
+        table.bytes = size_of_pieces(&table.pieces[table.pieces_within(&table.clip)]);
+        table
     }
 
     /// A table whose pieces, which this process has written, are pinned. In format 2 the manifest takes over
@@ -102,14 +110,27 @@ impl Table {
         Self { fold: Some(fold), ..self }
     }
 
+    /// The same table as a base that no entry has ordered.
+    pub(crate) fn of_no_fold(&self) -> Self {
+        Self { fold: None, ..self.same() }
+    }
+
     /// The same table with a manifest.
     fn with_manifest(&self, objects: &Arc<ObjectStore>) -> Result<Self, EngineError> {
-        let pieces = || self.pieces.iter().map(|piece| piece.listed.clone());
-        let (pinned, manifest) = put_manifest(&Pinned::none(objects), pieces().collect())?;
-        let verified = self.pieces.iter().map(Piece::is_verified);
-        let pieces = pieces().zip(verified).map(|(piece, verified)| Piece::of(piece, verified)).collect();
-        let table = Self::new(pinned, self.cut, self.clip.clone(), self.last, Some(manifest), pieces);
-        Ok(Self { fold: self.fold, ..table })
+        let pieces = self.pieces.iter().map(|piece| piece.listed.clone()).collect();
+        let (pinned, manifest) = put_manifest(&Pinned::none(objects), pieces)?;
+        Ok(Self { manifest: Some(manifest), pinned: Arc::new(pinned), ..self.same() })
+    }
+
+    /// The same table, restricted to a range of its clip.
+    pub(crate) fn within(&self, clip: KeyRange) -> Self {
+        self.same().with_clip(clip)
+    }
+
+    fn same(&self) -> Self {
+        let (clip, pieces, pinned) = (self.clip.clone(), self.pieces.clone(), self.pinned.clone());
+        let Self { cut, last, fold, manifest, bytes, has_footers, .. } = *self;
+        Self { cut, clip, last, fold, manifest, pieces, bytes, has_footers, pinned }
     }
 
     /// Opens a table of format 2.
@@ -148,9 +169,19 @@ impl Table {
         self.pieces.iter().map(|piece| piece.listed.id)
     }
 
-    /// Size of its pieces.
+    /// Size of the pieces that may have records within the clip.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Size of all pieces.
+    pub(crate) fn bytes_unclipped(&self) -> u64 {
+        size_of_pieces(&self.pieces)
+    }
+
+    /// Whether both have the same manifest.
+    pub(crate) fn shares_manifest(&self, other: &Self) -> bool {
+        self.manifest.is_some() && self.manifest == other.manifest
     }
 
     /// Whether both are the same records, in whatever format.
@@ -199,11 +230,22 @@ impl Table {
         self.pieces.partition_point(|piece| piece.listed.first_key[..] <= *key).checked_sub(1)
     }
 
+    /// The numbers of the pieces that may have records of a range, by their first keys.
+    pub(crate) fn pieces_within(&self, range: &KeyRange) -> Range<usize> {
+        let begins_before_end = |piece: &Piece| range.end.is_empty() || piece.listed.first_key[..] < range.end[..];
+        let end = if range.is_empty() { 0 } else { self.pieces.partition_point(begins_before_end) };
+        self.piece_up_to(&range.start).unwrap_or(0).min(end)..end
+    }
+
     /// The records within the clip, reading one piece at a time.
     pub(crate) fn records<'a>(&'a self, objects: &'a ObjectStore, replica: ReplicaId) -> Source<'a> {
         let next = self.piece_up_to(&self.clip.start).unwrap_or(0);
         Box::new(Records { table: self, objects, replica, next, current: None, last: None })
     }
+}
+
+fn size_of_pieces(pieces: &[Piece]) -> u64 {
+    pieces.iter().map(|piece| u64::from(piece.listed.bytes)).sum()
 }
 
 /// Stores the manifest of these pieces, and pins it alone.
@@ -296,7 +338,7 @@ pub(crate) fn name_tables(
     Ok((Tables::Manifests(named), with_manifests))
 }
 
-/// Total size of the pieces of tables.
+/// Total size of the pieces that tables need.
 pub(crate) fn total_bytes(tables: &[Arc<Table>]) -> u64 {
     tables.iter().map(|table| table.bytes()).sum()
 }

@@ -7,7 +7,7 @@ use flotilla_types::{
     Checkpoint, CheckpointFormat, Folding, Holder, KeyRange, LogIndex, ObjectId, ObjectRef, Position, ReplicaId,
 };
 
-use crate::Value;
+use crate::{Value, middle};
 
 /// The state engine failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -72,6 +72,14 @@ pub struct Usage {
     pub checkpoint_bytes: u64,
 }
 
+impl Usage {
+    /// All of it.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.checkpoint_bytes.saturating_add((self.active_bytes + self.frozen_bytes) as u64)
+    }
+}
+
 /// A fold that the log of a shard orders: the base becomes the live records as of one entry, so all replicas
 /// make the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,11 +95,22 @@ pub struct Fold {
 pub struct CompactionDue {
     /// [`StateEngine::compact`] has something to do, whoever decides about folds.
     pub compact: bool,
-    /// The runs are large enough to be folded into the base, and no fold is pinned or made. Its pieces would
-    /// have this average size, in bytes.
+    /// The runs are large enough to be folded into the base, or clips hide much of the tables; and no fold is pinned
+    /// or made. Its pieces would have this average size, in bytes.
     pub fold: Option<u32>,
     /// Tables were made that no checkpoint names yet.
     pub made: bool,
+}
+
+/// What a replica gives up when its shard is split.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SplitOff {
+    /// The first key that it gives up. It keeps those of [`KeyRange::internal`], which the new replica gets as well.
+    pub at: Bytes,
+    /// The position of the new replica's first checkpoint.
+    pub position: Position,
+    /// The own state of the new replica's state machine.
+    pub system: Bytes,
 }
 
 /// Folds that the logs of shards have ordered, since the engine was opened.
@@ -155,6 +174,12 @@ pub trait StateReader: Send + Sync {
     /// memory.
     fn scan_page_in_memory(&self, range: &KeyRange, bounds: ScanBounds) -> Result<ScanPage, EngineError> {
         self.scan_page(range, bounds)
+    }
+
+    /// A key of a range, not the first one that has a record, with about half of the bytes of the range's records
+    /// before it; `None` if there are fewer than two. This implementation reads them all.
+    fn middle(&self, range: &KeyRange) -> Result<Option<Bytes>, EngineError> {
+        middle::of_records(self, range)
     }
 }
 
@@ -235,6 +260,14 @@ pub fn successor(key: &[u8]) -> Bytes {
 /// opened from an earlier checkpoint meets the entry again; one whose records are replaced, or that is opened
 /// from a later checkpoint, skips the fold. So the base, if there is one, is a function of the log alone.
 ///
+/// # Splits
+/// [`freeze_split`](Self::freeze_split) freezes the memtable where the log splits the shard. The checkpoint that is
+/// built of it and the first one of the new replica name the same tables, each with clips of its own, so that no
+/// record is copied. A fold that was pinned before is clipped when a checkpoint names its base; one pinned after has
+/// the records of the replica alone, so its base is still a function of the log. A replica that is opened from an
+/// earlier checkpoint meets the entry again. What clips hide takes space until both replicas have folded it away;
+/// [`compaction_due`](Self::compaction_due) asks for that fold.
+///
 /// # Contract
 /// - All calls are safe from any thread; calls that change one replica are made by one thread at a time,
 ///   except that `build` and `install_checkpoint` run beside `write` and reads, and `compact` beside all.
@@ -282,6 +315,24 @@ pub trait StateEngine: Send + Sync + 'static {
     /// that position. Returns `false`, changing nothing, until the checkpoint of an earlier frozen memtable
     /// is installed. An empty memtable may be frozen too: a forced checkpoint moves the position.
     fn freeze(&self, replica: ReplicaId, position: Position, system: Bytes) -> Result<bool, EngineError>;
+
+    /// As [`freeze`](Self::freeze), where the shard is split: from now on the replica's records are those below
+    /// `split.at` and those of [`KeyRange::internal`]. The host writes no others. Folds pinned from now on leave the
+    /// others out; reads may still find them, until they are left out of the checkpoint that `build` makes. Copies no
+    /// record.
+    fn freeze_split(
+        &self,
+        replica: ReplicaId,
+        position: Position,
+        system: Bytes,
+        split: SplitOff,
+    ) -> Result<bool, EngineError>;
+
+    /// The first checkpoint of the new replica, after [`build`](Self::build) has returned the one of the memtable that
+    /// [`freeze_split`](Self::freeze_split) has frozen: the same tables, clipped to what the other gave up. `None`
+    /// if that memtable was frozen otherwise. Its objects stay until the other's checkpoint is installed; hold them
+    /// before.
+    fn built_split(&self, replica: ReplicaId) -> Option<Checkpoint>;
 
     /// Writes the frozen memtable as objects and returns the checkpoint that names them, in this format or a
     /// later one that the replica's checkpoint has already. Slow: reads and writes disk. After an error the

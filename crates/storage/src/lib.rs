@@ -8,11 +8,13 @@
 mod bounds;
 pub mod conformance;
 mod engine;
+mod key_ranges;
 mod log;
 mod machine;
 mod manifest;
 mod memory_engine;
 mod memory_log;
+mod middle;
 mod overlay;
 mod page;
 mod records;
@@ -24,16 +26,18 @@ mod value_objects;
 pub use bounds::ReplicaBounds;
 pub use engine::{
     CompactionDue, DAMAGED_NAMED_MAX, DamagedReplica, EngineError, Fold, FoldCounts, InMemory, ListRefs, ScanBounds,
-    ScanPage, Scrubbed, StateEngine, StateReader, Usage, WriteSet, successor,
+    ScanPage, Scrubbed, SplitOff, StateEngine, StateReader, Usage, WriteSet, successor,
 };
+pub use key_ranges::KeyRanges;
 pub use log::{Log, LogBatch, LogError, LogEvidence, PeerSequence, ReplicaLog, ReplicaWrite};
 pub use machine::{
-    ApplyContext, DeferredRead, MachineError, ReadContext, StateMachine, Upcoming, VersionNeed, switch_command,
-    switched_version, version_byte, version_need,
+    ApplyContext, CountAhead, DeferredRead, MachineError, ReadContext, StateMachine, Upcoming, VersionNeed,
+    switch_command, switched_version, version_byte, version_need,
 };
 pub use manifest::{Manifest, PieceRef};
 pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;
+pub use middle::of_records as middle_of_records;
 pub use overlay::Overlay;
 pub use remedy::{Failure, Remedy, remedy};
 pub use replace::{ReplaceStep, replace_file, sync_dir};

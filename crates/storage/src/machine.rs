@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flotilla_types::{ClusterVersion, LogIndex, Refs, ShardDescriptor, Term, Timestamp};
+use flotilla_types::{ClusterVersion, KeyRange, LogIndex, Refs, ShardDescriptor, Term, Timestamp};
 
 use crate::{EngineError, StateReader, WriteSet};
 
@@ -126,6 +126,15 @@ pub trait DeferredRead: Send + Sync {
     fn read(&self, context: &ReadContext<'_>, query: &[u8], records: &dyn StateReader) -> Result<Bytes, MachineError>;
 }
 
+/// Counts what a split would give up. See [`StateMachine::count_ahead`].
+pub trait CountAhead: Send + Sync {
+    /// Counts these records, of the state in which it was begun. May take long; calls `pause` now and then.
+    ///
+    /// # Errors
+    /// The records could not be read. Then nothing was counted.
+    fn run(&self, records: &dyn StateReader, pause: &mut dyn FnMut()) -> Result<(), MachineError>;
+}
+
 /// A deterministic state machine, one per replica.
 ///
 /// # Contract
@@ -178,10 +187,36 @@ pub trait StateMachine: Send + 'static {
     /// a [`switch_command`]. All replicas have the same one after the same entry.
     fn meaning(&self) -> ClusterVersion;
 
+    /// Bytes of the keys and values of its records, if it counts them.
+    fn record_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// When upkeep is due, in Unix milliseconds of hybrid time; `None` if there is nothing to do. A while later
     /// the leader proposes an entry without commands, so that work which depends on time is done also in a
     /// shard that no client writes to.
     fn upkeep_due_ms(&self) -> Option<u64> {
+        None
+    }
+
+    /// Gives up the keys of `right`, the upper end of the shard's range, to a new shard, and returns the own state of
+    /// that shard's machine, for its first checkpoint. Called in the log's order, on every replica at the same entry;
+    /// `records` has the records of both halves as of that entry, and loses those of `right` after the call, but for
+    /// the machine's own ([`KeyRange::internal`]): both shards have all of these.
+    ///
+    /// It may read every record of `right`, so the host calls it where it may wait for the disk.
+    ///
+    /// # Errors
+    /// As for [`apply`](Self::apply). A machine whose shard is never split keeps this default.
+    fn split(&mut self, _right: &KeyRange, _records: &dyn StateReader) -> Result<Bytes, MachineError> {
+        Err(MachineError::Corrupt("a shard was split whose state machine cannot be"))
+    }
+
+    /// Begins to count ahead what [`split`](Self::split) at this range would give up, in place of an earlier count that
+    /// was begun. Returns what does it, on a snapshot of the records as they are now; the machine takes into account
+    /// what it applies meanwhile. A matter of this replica alone: a split gives the same result without, later. `None`
+    /// if a split has nothing to count.
+    fn count_ahead(&mut self, _right: &KeyRange) -> Option<Arc<dyn CountAhead>> {
         None
     }
 

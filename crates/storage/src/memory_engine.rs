@@ -10,6 +10,7 @@
 
 mod compaction;
 mod scrub;
+mod split;
 mod store;
 mod uploads;
 
@@ -29,11 +30,12 @@ use parking_lot::{Mutex, RwLock};
 
 use self::{
     compaction::{Compacted, Named},
+    split::GivenUp,
     store::{Pins, Store},
 };
 use crate::{
-    CompactionDue, DamagedReplica, EngineError, Fold, FoldCounts, ScanBounds, ScanPage, Scrubbed, StateEngine,
-    StateReader, Usage, Value, WriteSet,
+    CompactionDue, DamagedReplica, EngineError, Fold, FoldCounts, KeyRanges, ScanBounds, ScanPage, Scrubbed, SplitOff,
+    StateEngine, StateReader, Usage, Value, WriteSet,
     records::{self, Memtable, Records},
 };
 
@@ -102,6 +104,8 @@ struct State {
     active_pins: Vec<Arc<Pins>>,
     frozen_pins: Vec<Arc<Pins>>,
     compacted: Option<Compacted>,
+    /// The keys that splits have left to the replica since it was opened.
+    keys: KeyRanges,
 }
 
 /// A fold, and the records as of its entry.
@@ -109,6 +113,8 @@ struct State {
 struct Pinned {
     fold: Fold,
     records: Records,
+    /// The keys that it had.
+    keys: KeyRanges,
     _pins: Vec<Arc<Pins>>,
 }
 
@@ -118,6 +124,8 @@ struct Built {
     named: Named,
     /// Whether it names what was compacted.
     uses_compacted: bool,
+    /// The first checkpoint of the new replica, if this is one of a split.
+    split: Option<Checkpoint>,
 }
 
 #[derive(Debug, Clone)]
@@ -125,6 +133,7 @@ struct Frozen {
     records: Memtable,
     position: Position,
     system: Bytes,
+    split: Option<GivenUp>,
 }
 
 impl MemoryEngine {
@@ -177,6 +186,7 @@ impl StateEngine for MemoryEngine {
                 active_pins: Vec::new(),
                 frozen_pins: Vec::new(),
                 compacted: None,
+                keys: KeyRanges::all(),
             };
             store.hold(Holder::Checkpoint(id), checkpoint.objects().collect());
             state
@@ -248,15 +258,21 @@ impl StateEngine for MemoryEngine {
     }
 
     fn freeze(&self, id: ReplicaId, position: Position, system: Bytes) -> Result<bool, EngineError> {
-        let replica = self.replica(id)?;
-        let mut state = replica.state.write();
-        if state.frozen.is_some() {
-            return Ok(false);
-        }
-        let records = std::mem::take(&mut state.active);
-        state.frozen_pins = std::mem::take(&mut state.active_pins);
-        state.frozen = Some(Frozen { records, position, system });
-        Ok(true)
+        Ok(self.replica(id)?.state.write().freeze(position, system, None))
+    }
+
+    fn freeze_split(
+        &self,
+        id: ReplicaId,
+        position: Position,
+        system: Bytes,
+        split: SplitOff,
+    ) -> Result<bool, EngineError> {
+        Ok(self.replica(id)?.state.write().freeze(position, system, Some(split)))
+    }
+
+    fn built_split(&self, id: ReplicaId) -> Option<Checkpoint> {
+        self.replica(id).ok()?.state.read().built.as_ref()?.split.clone()
     }
 
     fn build(&self, id: ReplicaId, format: CheckpointFormat) -> Result<Checkpoint, EngineError> {
@@ -264,12 +280,14 @@ impl StateEngine for MemoryEngine {
         let mut state = replica.state.write();
         let Some(frozen) = &state.frozen else { return Ok(state.checkpoint.clone()) };
         let mut store = self.store.lock();
+        let of_both = frozen.split.as_ref().map_or(&state.keys, |split| &split.of_both);
         let compacted = state.compacted.as_ref().filter(|compacted| compacted.is_usable_at(frozen.position.index));
-        let compacted = compacted.and_then(|compacted| compacted.apply(&mut store, id, &state.named));
+        let compacted = compacted.and_then(|compacted| compacted.apply(&mut store, id, &state.named, of_both));
         let uses_compacted = compacted.is_some();
         let mut named = compacted.unwrap_or_else(|| state.named.clone());
-        // Only those can refer to objects.
-        let format = if frozen.records.refs().is_empty() { format } else { CheckpointFormat::Manifests };
+        // Only those can refer to objects, and have clips.
+        let needs_manifests = !frozen.records.refs().is_empty() || frozen.split.is_some();
+        let format = if needs_manifests { CheckpointFormat::Manifests } else { format };
         if format > named.tables.format() {
             named.tables = store.with_manifests(id, &named.tables)?;
         }
@@ -277,10 +295,15 @@ impl StateEngine for MemoryEngine {
             store.put_run(&mut named.tables, &frozen.records);
             named.run_ends.push(frozen.position.index);
         }
-        let system = (!frozen.system.is_empty()).then(|| store.put(frozen.system.clone(), &[], true));
+        let split = frozen.split.as_ref().map(|split| store.put_split(id, split, &named)).transpose()?;
+        if split.is_some() {
+            named = store.clipped(id, &named, &state.keys)?;
+        }
+        let system = store.put_system(&frozen.system);
         let checkpoint = Checkpoint { position: frozen.position.clone(), system, tables: named.tables.clone() };
-        store.hold_too(Holder::Checkpoint(id), checkpoint.objects());
-        state.built = Some(Built { checkpoint: checkpoint.clone(), named, uses_compacted });
+        let split_objects = split.iter().flat_map(Checkpoint::objects);
+        store.hold_too(Holder::Checkpoint(id), checkpoint.objects().chain(split_objects));
+        state.built = Some(Built { checkpoint: checkpoint.clone(), named, uses_compacted, split });
         Ok(checkpoint)
     }
 
@@ -288,7 +311,11 @@ impl StateEngine for MemoryEngine {
         let replica = self.replica(id)?;
         let mut state = replica.state.write();
         if let Some(frozen) = state.frozen.take() {
-            frozen.records.apply_to(&mut state.base);
+            let State { base, keys, .. } = &mut *state;
+            frozen.records.apply_to(base);
+            if frozen.split.is_some() {
+                base.retain(|key, _| keys.contains(key));
+            }
         }
         state.frozen_pins.clear();
         let mut store = self.store.lock();
@@ -299,7 +326,8 @@ impl StateEngine for MemoryEngine {
         state.named = built.map_or_else(|| Named::of(checkpoint), |built| built.named);
         // Used by this checkpoint, or overtaken.
         let named = state.named.clone();
-        state.compacted.take_if(|compacted| uses_compacted || compacted.apply(&mut store, id, &named).is_none());
+        let keys = state.keys.clone();
+        state.compacted.take_if(|made| uses_compacted || made.apply(&mut store, id, &named, &keys).is_none());
         store.hold_checkpoint(id, &state);
         Ok(())
     }
@@ -307,8 +335,12 @@ impl StateEngine for MemoryEngine {
     fn pin_fold(&self, id: ReplicaId, fold: Fold) -> Result<(), EngineError> {
         let replica = self.replica(id)?;
         let mut state = replica.state.write();
-        let (records, _pins) = (state.records(), state.all_pins(&mut self.store.lock()));
-        let before = state.pinned.replace(Pinned { fold, records, _pins });
+        let (mut records, _pins) = (state.records(), state.all_pins(&mut self.store.lock()));
+        let keys = state.keys.clone();
+        if !keys.is_all() {
+            records.retain(|key, _| keys.contains(key));
+        }
+        let before = state.pinned.replace(Pinned { fold, records, keys, _pins });
         self.folds.lock().skipped += u64::from(before.is_some());
         Ok(())
     }

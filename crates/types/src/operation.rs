@@ -18,12 +18,26 @@ pub enum OperationKind {
     ReceiveSnapshot,
     /// A replica moves to another node: there it is added, and the old one is removed. Recorded by the metadata.
     MoveReplica,
+    /// A shard is split in two. Recorded by the metadata.
+    SplitShard,
 }
 
 impl OperationKind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::AddReplica, Self::RemoveReplica, Self::TransferLeader, Self::ReceiveSnapshot, Self::MoveReplica];
+    pub const ALL: [Self; 6] = [
+        Self::AddReplica,
+        Self::RemoveReplica,
+        Self::TransferLeader,
+        Self::ReceiveSnapshot,
+        Self::MoveReplica,
+        Self::SplitShard,
+    ];
+
+    /// Whether the metadata records it, so that it has an id of its own and can be paused.
+    #[must_use]
+    pub const fn is_recorded(self) -> bool {
+        matches!(self, Self::MoveReplica | Self::SplitShard)
+    }
 
     /// Its name, the same in JSON.
     #[must_use]
@@ -34,6 +48,7 @@ impl OperationKind {
             Self::TransferLeader => "transfer_leader",
             Self::ReceiveSnapshot => "receive_snapshot",
             Self::MoveReplica => "move_replica",
+            Self::SplitShard => "split_shard",
         }
     }
 }
@@ -75,11 +90,13 @@ pub enum OperationPhase {
     Cancelled,
     /// Another decision has taken the place of the operation.
     Superseded,
+    /// The shard's leader is to write the split into the shard's log, or has done so and is to report it.
+    Splitting,
 }
 
 impl OperationPhase {
     /// Every phase.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Waiting,
         Self::ReceivingSnapshot,
         Self::CatchingUp,
@@ -93,6 +110,7 @@ impl OperationPhase {
         Self::Done,
         Self::Cancelled,
         Self::Superseded,
+        Self::Splitting,
     ];
 
     /// Its name, the same in JSON.
@@ -112,6 +130,7 @@ impl OperationPhase {
             Self::Done => "done",
             Self::Cancelled => "cancelled",
             Self::Superseded => "superseded",
+            Self::Splitting => "splitting",
         }
     }
 }

@@ -31,6 +31,8 @@
 //! | 5 | entries and records that refer to objects, and their batches and pieces | [`ClusterVersion::VALUE_REFS`] |
 //! | 5 | settings of large values in collections and their commands | [`ClusterVersion::VALUE_REFS`] |
 //! | 6 | moves of replicas as operations: their commands, records and counter | [`ClusterVersion::OPERATIONS`] |
+//! | 7 | splits of shards: entries, commands, records, and the keys that a machine's places are of | [`ClusterVersion::SPLITS`] |
+//! | 9 | when a collection's shards are split, and splits that no operator asked for | [`ClusterVersion::SIZE_SPLITS`] |
 //! | 4 | the setting `transfer_bytes_per_second` | [`ClusterVersion::TRANSFER_RATE`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
@@ -93,6 +95,10 @@ impl ClusterVersion {
     pub const VALUE_REFS: Self = Self(5);
     /// The metadata records operations.
     pub const OPERATIONS: Self = Self(6);
+    /// Shards can be split.
+    pub const SPLITS: Self = Self(7);
+    /// Shards are split when they have grown.
+    pub const SIZE_SPLITS: Self = Self(9);
     /// The metadata holds how fast nodes transfer objects.
     pub const TRANSFER_RATE: Self = Self(4);
     /// The last version that the formats can name.
@@ -122,7 +128,7 @@ pub struct VersionRange {
 
 impl VersionRange {
     /// The versions that these sources know.
-    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(6) };
+    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(9) };
     /// The versions of binaries that announce none.
     pub const FIRST_ONLY: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion::FIRST };
 
@@ -198,6 +204,8 @@ mod tests {
             ClusterVersion::EXPIRY_RECORDS,
             ClusterVersion::VALUE_REFS,
             ClusterVersion::TRANSFER_RATE,
+            ClusterVersion::SPLITS,
+            ClusterVersion::SIZE_SPLITS,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

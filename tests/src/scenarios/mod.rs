@@ -340,6 +340,14 @@ pub const ALL: &[Scenario] = &[
         ..BASE
     },
     Scenario {
+        name: "shards_are_split_while_nodes_are_killed",
+        about: "shards are split one after the other; nodes are killed in between",
+        set: Set::Short,
+        arguments: &["--shards", "1"],
+        fault: fault!(shape::split_and_kill),
+        ..BASE
+    },
+    Scenario {
         name: "a_node_joins_over_a_bad_network",
         about: "a fourth node joins while packets are lost and delayed",
         needs: Needs::Proxy,

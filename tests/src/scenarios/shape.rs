@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use flotilla_api::SplitShard;
 use flotilla_local_cluster::{Link, WipeScope};
+use flotilla_types::ShardId;
 use tokio::time::{Instant, sleep};
 
 use crate::scenario::Testbed;
@@ -39,6 +41,56 @@ pub(super) async fn replace_dead(testbed: &mut Testbed) -> anyhow::Result<()> {
         testbed.restart(i).await?;
     }
     Ok(())
+}
+
+/// Splits that a run orders.
+const SPLITS: usize = 12;
+/// How long they may take in all.
+const SPLIT_WITHIN: Duration = Duration::from_secs(60);
+
+/// Orders a split of any data shard. `false` if none could be ordered now.
+async fn split_any(testbed: &mut Testbed, through: usize) -> anyhow::Result<bool> {
+    let client = testbed.client(through)?;
+    let Ok(status) = client.status().await else { return Ok(false) };
+    let shards: Vec<_> = status.shards.iter().map(|shard| shard.id).filter(|shard| *shard != ShardId::META).collect();
+    ensure!(!shards.is_empty(), "no shard");
+    let shard = shards[testbed.rng.below(shards.len() as u64) as usize];
+    // Refused while an earlier split or a change of its replicas is under way.
+    Ok(client.split_shard(shard, &SplitShard::default()).await.is_ok())
+}
+
+pub(super) async fn split_and_kill(testbed: &mut Testbed) -> anyhow::Result<()> {
+    let before = testbed.client(1)?.status().await?.shards.len();
+    let start = Instant::now();
+    let mut ordered = 0;
+    while ordered < SPLITS {
+        ensure!(start.elapsed() < SPLIT_WITHIN, "only {ordered} splits were ordered");
+        let victim = testbed.any_node();
+        let through = testbed.others(victim)[0];
+        if !split_any(testbed, through).await? {
+            testbed.hold(Duration::from_millis(50)).await;
+            continue;
+        }
+        ordered += 1;
+        if ordered % 3 == 0 {
+            // From before the split is proposed to after it is done.
+            let delay_ms = testbed.rng.below(60);
+            testbed.hold(Duration::from_millis(delay_ms)).await;
+            testbed.cluster.kill(victim)?;
+            testbed.hold(Duration::from_millis(500)).await;
+            testbed.cluster.start_node(victim).await?;
+        }
+    }
+    testbed.wait_recovered().await?;
+    loop {
+        let shards = testbed.client(1)?.status().await?.shards.len();
+        if shards == before + ordered {
+            testbed.note(format!("{ordered} splits"));
+            return testbed.wait_completed(100).await;
+        }
+        ensure!(start.elapsed() < SPLIT_WITHIN, "{shards} shards after {ordered} splits of {before}");
+        sleep(Duration::from_millis(100)).await;
+    }
 }
 
 pub(super) async fn join_over_bad_network(testbed: &mut Testbed) -> anyhow::Result<()> {

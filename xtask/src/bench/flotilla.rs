@@ -68,8 +68,18 @@ impl Flotilla {
         client.drop_collection(COLLECTION).await?;
         let (name, sharding) = (COLLECTION.to_owned(), Sharding::Hash);
         let (buckets, shards) = (Some(self.buckets()), Some(self.shards));
-        let selection =
-            CreateCollection { name, sharding, buckets, shards, replicas: None, objects_from: None, chunk: None };
+        // As many shards as were asked for, however much is stored.
+        let split_bytes = Some(0);
+        let selection = CreateCollection {
+            name,
+            sharding,
+            buckets,
+            shards,
+            replicas: None,
+            objects_from: None,
+            chunk: None,
+            split_bytes,
+        };
         client.create_collection(&selection).await?;
         Ok(())
     }

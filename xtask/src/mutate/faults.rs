@@ -4,6 +4,7 @@ mod clients;
 mod cluster;
 mod consensus;
 mod replication;
+mod splits;
 mod state;
 
 use std::fmt;
@@ -42,7 +43,7 @@ pub(super) struct Fault {
 
 /// Every fault.
 pub(super) fn all() -> impl Iterator<Item = &'static Fault> {
-    [consensus::FAULTS, replication::FAULTS, state::FAULTS, cluster::FAULTS, clients::FAULTS, FAULTS]
+    [consensus::FAULTS, replication::FAULTS, state::FAULTS, splits::FAULTS, cluster::FAULTS, clients::FAULTS, FAULTS]
         .into_iter()
         .flatten()
 }

@@ -63,6 +63,11 @@ const PENDING_ROUNDS_MAX: usize = 16;
 pub enum Origin {
     /// Created by this process: it has never received a message of a leader.
     Created,
+    /// Created by this process when its shard was split off, with a hard state in which every replica of the shard has
+    /// voted for this one: the entry of the split, which a quorum of the shard before has, is their vote. It leads that
+    /// term at once, and only now: opened again it could lead the same term with other entries, so it must be
+    /// [`Recovered`](Self::Recovered) then. Its hard state must be durable.
+    Heir,
     /// Left by an earlier run of the process: it may have heard from a leader until that run ended.
     Recovered,
 }

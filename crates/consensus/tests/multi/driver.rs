@@ -80,6 +80,15 @@ impl Driver {
 
     /// Creates a replica; without voters it waits for a snapshot.
     pub(crate) fn create(&mut self, id: u64, voters: &[u64]) {
+        self.create_with(id, voters, None);
+    }
+
+    /// Creates a replica of a shard that was split off, which this heir leads first.
+    pub(crate) fn split_off(&mut self, id: u64, voters: &[u64], heir: u64) {
+        self.create_with(id, voters, Some(heir));
+    }
+
+    fn create_with(&mut self, id: u64, voters: &[u64], heir: Option<u64>) {
         let first = if voters.is_empty() { (LogIndex(0), Term(0)) } else { (LogIndex(1), Term(1)) };
         let conf = ConfState::of_voters(voters.iter().copied().map(ReplicaId));
         let position =
@@ -89,13 +98,17 @@ impl Driver {
             create: Some(self.shard.unwrap_or(SHARD)),
             checkpoint: Some(checkpoint(position.clone())),
             truncate: Some(first),
-            hard_state: Some(HardState { term: first.1, vote: ReplicaId::NONE, commit: first.0 }),
+            hard_state: Some(match heir {
+                Some(heir) => HardState { term: Term(2), vote: ReplicaId(heir), commit: first.0 },
+                None => HardState { term: first.1, vote: ReplicaId::NONE, commit: first.0 },
+            }),
             ..ReplicaWrite::new(ReplicaId(id))
         };
         log.write(LogBatch { sequence: WalSequence(1), replicas: vec![create], peer_sequences: Vec::new() }).unwrap();
         let mut raft = MultiRaft::new(Config::default(), Arc::new(log.clone()));
         let (_, state) = log.replicas().unwrap().remove(0);
-        raft.open(ReplicaId(id), &state, Origin::Created, id).unwrap();
+        let origin = if heir == Some(id) { Origin::Heir } else { Origin::Created };
+        raft.open(ReplicaId(id), &state, origin, id).unwrap();
         let node = Node {
             raft,
             log,

@@ -2,6 +2,7 @@
 
 mod driver;
 mod failing;
+mod heirs;
 mod hostile;
 mod leases;
 mod timers;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_consensus::{
-    ConfChange, Config, Effects, GroupError, Input, MultiRaft, Origin, ProposeError, ShardChange,
+    ConfChange, Config, Effects, GroupError, Input, MultiRaft, Origin, ProposeError, ShardChange, Split,
 };
 use flotilla_storage::{Log as _, LogError};
 use flotilla_types::{Entry, EntryKind, LogIndex, Message, MessageKind, NodeId, ReplicaId, ShardId, Snapshot, Term};

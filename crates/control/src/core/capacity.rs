@@ -22,11 +22,7 @@ impl Capacity {
     /// With what these replicas take.
     #[must_use]
     pub fn new<'a>(disk: Option<Disk>, replicas: impl IntoIterator<Item = &'a ReplicaStatus>) -> Self {
-        let bytes = |replica: &ReplicaStatus| {
-            let usage = replica.usage;
-            usage.checkpoint_bytes.saturating_add((usage.active_bytes + usage.frozen_bytes) as u64)
-        };
-        let shards = replicas.into_iter().map(|replica| (replica.shard, bytes(replica)));
+        let shards = replicas.into_iter().map(|replica| (replica.shard, replica.usage.bytes()));
         Self { disk, shards: shards.take(CAPACITY_SHARDS_MAX).collect() }
     }
 

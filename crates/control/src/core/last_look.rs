@@ -28,6 +28,7 @@ impl LastLook {
         mut matters: impl FnMut(Option<&ReplicaStatus>, Option<&ReplicaStatus>) -> bool,
     ) -> BTreeSet<ShardId> {
         let mut shards: BTreeSet<_> = view.meta.shard_changes(&self.meta).map(|(shard, ..)| shard).collect();
+        shards.extend(view.meta.unborn_changes(&self.meta));
         let changed = view.replicas.changes(&self.replicas).filter(|(before, after)| matters(*before, *after));
         shards.extend(changed.filter_map(|(before, after)| Some(after.or(before)?.shard)));
         self.meta = view.meta.clone();

@@ -93,6 +93,13 @@ impl Lifecycle {
                 actions.push(Action::Destroy { replica });
             }
         }
+        // Those of shards that are about to be split off may have been here, and the metadata does not know yet.
+        for (shard, replica) in fresh.planned_children_on(node) {
+            if !is_here(here, shard, replica) && self.lost.insert(replica) {
+                self.unsettled.insert(shard);
+                actions.push(Action::Destroy { replica });
+            }
+        }
         actions.push(Action::TrustFolder);
         actions
     }
@@ -116,9 +123,11 @@ impl Lifecycle {
                 }
                 Some((record, replica)) if !is_here(view.replicas, shard, replica) => {
                     settled = false;
-                    let founding = record.is_initial(replica);
-                    let descriptor = if founding { &record.initial } else { &record.descriptor };
-                    actions.push(Action::Create { replica, descriptor: descriptor.clone(), founding });
+                    if !self.comes_of_split(view.replicas, record) {
+                        let founding = record.is_initial(replica);
+                        let descriptor = if founding { &record.initial } else { &record.descriptor };
+                        actions.push(Action::Create { replica, descriptor: descriptor.clone(), founding });
+                    }
                 }
                 _ => {}
             }
@@ -140,6 +149,14 @@ impl Lifecycle {
         actions.append(&mut repairs);
         actions.append(&mut proposals);
         actions
+    }
+
+    /// Whether a replica of a shard that was split off comes out of a replica here, which has not come to the split.
+    fn comes_of_split(&self, here: &Replicas, record: &ShardRecord) -> bool {
+        record.parent.is_some_and(|parent| {
+            let mut usable = here.of_shard(parent).filter(|replica| !self.lost.contains(&replica.replica));
+            usable.any(|replica| replica.descriptor.range.contains(&record.descriptor.range.start))
+        })
     }
 
     /// The next step towards a replacement of a damaged replica.
@@ -215,7 +232,7 @@ impl Reconciler for Lifecycle {
                     self.replaced.insert(shard, self.last_pass_ms);
                 }
             }
-            Outcome::AuthorityTaken(_) | Outcome::FreshMeta(_) | Outcome::Fingerprints(_) => {}
+            Outcome::AuthorityTaken(_) | Outcome::FreshMeta(_) | Outcome::Fingerprints(_) | Outcome::Measured(_) => {}
         }
     }
 }
@@ -391,6 +408,45 @@ mod tests {
         );
         lifecycle.on_loss(&lost(LostReason::Broken, &[(0, 1)]));
         assert_eq!(world.reconcile(&mut lifecycle), [replace(0, 1), replace(1, 2)]);
+    }
+
+    /// Node 1 holds replica 2 of a shard that is split.
+    fn split() -> (World, ShardId, HostedReplica) {
+        let mut meta = Meta::of_nodes(1);
+        let shard = meta.collection(&[&[1]])[0];
+        meta.plan_split(shard);
+        let world = World::new(1, meta);
+        let mut parent = replica(shard.0, 2);
+        parent.descriptor = world.meta.state().shard(shard).expect("a shard").descriptor.clone();
+        (world, shard, parent)
+    }
+
+    #[test]
+    fn a_replica_that_comes_out_of_one_here_is_not_created_before_that_is_past_the_split() {
+        let (mut world, shard, parent) = split();
+        let descriptor = world.meta.report_split(shard);
+        world.replicas = vec![replica(0, 1), parent.clone()];
+        assert_eq!(world.reconcile(&mut Lifecycle::default()), [], "its parent has not come to the split");
+        let past = HostedReplica { descriptor, ..parent };
+        world.replicas = vec![replica(0, 1), past];
+        let actions = world.reconcile(&mut Lifecycle::default());
+        assert!(matches!(actions[..], [Action::Create { founding: false, .. }]), "a snapshot skipped it: {actions:?}");
+    }
+
+    #[test]
+    fn a_replica_that_is_split_off_before_the_metadata_knows_is_neither_destroyed_nor_forgotten() {
+        let (mut world, shard, parent) = split();
+        let planned = world.meta.state().shard(shard).and_then(|record| record.split.clone()).expect("a plan");
+        let child = planned.replicas[0].1;
+        world.replicas = vec![replica(0, 1), parent.clone(), replica(planned.child.0, child.0)];
+        assert_eq!(world.reconcile(&mut Lifecycle::default()), []);
+        // The folder went back to before it was created.
+        world.replicas = vec![replica(0, 1), parent];
+        let mut lifecycle = Lifecycle::default();
+        lifecycle.on_loss(&lost(LostReason::RolledBack, &[]));
+        assert_eq!(world.reconcile(&mut lifecycle), [Action::FetchMeta]);
+        lifecycle.on_outcome(Outcome::FreshMeta(world.meta.state()));
+        assert_eq!(world.reconcile(&mut lifecycle), [Action::Destroy { replica: child }, Action::TrustFolder]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Passes that look at what has changed do the same as passes that look at everything, whatever happens.
 
 use flotilla_membership::NodeState;
-use flotilla_meta::{MetaCommand, MetaReply, NodeState as AdminState, Setting, ValueSettings};
+use flotilla_meta::{CollectionSettings, MetaCommand, MetaReply, NodeState as AdminState, Setting};
 use flotilla_placement::Sharding;
 use flotilla_replication::{LostReason, ReplicaStatus, Role};
 use flotilla_types::{NodeId, ReplicaId, ReplicaRole, ShardId};
@@ -197,7 +197,7 @@ fn take_command(step: &Step, world: &mut World) {
                 .iter()
                 .map(|(first, three)| (0..if *three { 3 } else { 1 }).map(|i| node(1 + (first + i) % NODES)).collect())
                 .collect(),
-            values: ValueSettings::NONE,
+            settings: CollectionSettings::NONE,
         },
         Step::Drop => match state.collection("c") {
             Some(collection) => MetaCommand::DropCollection { collection: collection.id },

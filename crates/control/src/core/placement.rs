@@ -145,7 +145,9 @@ impl Leading {
         if !view.meta.has_operations_of(&self.meta) {
             self.paused = view.meta.paused().map(|operation| operation.shard).collect();
         }
-        self.planning.set_pinned(&self.paused | &placed_by_operator(view));
+        let splitting = view.meta.splitting().map(|(shard, _)| shard);
+        self.planning
+            .set_pinned(splitting.chain(placed_by_operator(view)).chain(self.paused.iter().copied()).collect());
         self.meta = view.meta.clone();
     }
 }
@@ -181,6 +183,7 @@ fn placed_by_operator(view: &View<'_>) -> BTreeSet<ShardId> {
     let is_young = |since_ms: u64| view.wall_ms < since_ms.saturating_add(OPERATOR_KEEPS_MS);
     let moved = |operation: &&OperationRecord| {
         (operation.reason, operation.state) == (OperationReason::Operator, OperationState::Done)
+            && operation.moved().is_some()
             && is_young(operation.since_ms)
     };
     view.meta.ended().filter(moved).map(|operation| operation.shard).collect()
@@ -410,6 +413,43 @@ mod tests {
         assert_eq!(world.reconcile(&mut placement), []);
     }
 
+    /// The shards of which a first pass moves replicas.
+    fn moved(world: &World) -> Vec<ShardId> {
+        let mut shards = Vec::new();
+        for action in world.reconcile(&mut Placement::default()) {
+            let Action::Propose(MetaCommand::Batch(parts)) = action else { panic!("{action:?}") };
+            shards.extend(parts.iter().filter_map(|part| match part {
+                MetaCommand::MoveReplica { shard, .. } => Some(*shard),
+                _ => None,
+            }));
+        }
+        shards
+    }
+
+    /// Four shards on node 1 of two.
+    #[test]
+    fn a_shard_that_is_to_be_split_is_not_moved_for_balance_and_holds_up_no_other() {
+        let mut world = unbalanced();
+        (2..=ClusterVersion::SPLITS.0).for_each(|version| world.meta.raise_to(ClusterVersion(version)));
+        world.wall_ms = world.meta.state().node(node(2)).expect("a node").joined_at_ms + SETTLE_MS;
+        let chosen: BTreeSet<_> = moved(&world).into_iter().collect();
+        assert_eq!(chosen.len(), 2);
+        for shard in &chosen {
+            let descriptor = world.meta.state().shard(*shard).expect("a shard").descriptor.clone();
+            let mut at = descriptor.range.start.to_vec();
+            at.push(b'k');
+            let command = MetaCommand::SplitShard {
+                shard: *shard,
+                at: at.into(),
+                epoch: descriptor.epoch,
+                reason: OperationReason::Operator,
+            };
+            world.meta.apply(&command);
+        }
+        let others: BTreeSet<_> = moved(&world).into_iter().collect();
+        assert!(!others.is_empty() && others.is_disjoint(&chosen), "{others:?}");
+    }
+
     /// Four shards on node 1 of two. An operator has moved a replica of the first to node 2.
     #[test]
     fn what_an_operator_has_placed_stays_for_a_while() {
@@ -417,17 +457,6 @@ mod tests {
         (2..=ClusterVersion::OPERATIONS.0).for_each(|version| world.meta.raise_to(ClusterVersion(version)));
         let shards: Vec<_> = world.meta.state().shards().map(|shard| shard.id).skip(1).collect();
         world.wall_ms = world.meta.state().node(node(2)).expect("a node").joined_at_ms + SETTLE_MS;
-        let moved = |world: &World| {
-            let mut shards = Vec::new();
-            for action in world.reconcile(&mut Placement::default()) {
-                let Action::Propose(MetaCommand::Batch(parts)) = action else { panic!("{action:?}") };
-                shards.extend(parts.iter().filter_map(|part| match part {
-                    MetaCommand::MoveReplica { shard, .. } => Some(*shard),
-                    _ => None,
-                }));
-            }
-            shards
-        };
         assert_eq!(moved(&world).len(), 2);
         let begin = |world: &mut World, shard: ShardId| {
             let record = world.meta.state().shard(shard).expect("a shard").clone();
@@ -457,8 +486,11 @@ mod tests {
         });
         let mut descriptor = world.meta.state().shard(shards[0]).expect("a shard").descriptor.clone();
         descriptor.epoch.config += 1;
-        descriptor.replicas[0] =
-            ReplicaDescriptor { replica: first.to.replica, node: node(2), role: ReplicaRole::Voter };
+        descriptor.replicas[0] = ReplicaDescriptor {
+            replica: first.moved().expect("a move").1.replica,
+            node: node(2),
+            role: ReplicaRole::Voter,
+        };
         world.meta.report(descriptor);
         // Node 2 is to lose no replica that it got this way, however few it should have.
         world.meta.setting(Setting::BalanceThreshold, 0);

@@ -6,6 +6,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use bytes::Bytes;
 use flotilla_meta::{Addresses, MetaCommand, MetaReply, MetaState};
 use flotilla_replication::{ConfChange, GroupStatus, ReplicaStatus, Replicas, Role, ShardChange};
 use flotilla_types::{
@@ -15,6 +16,7 @@ use flotilla_types::{
 use super::{
     Members,
     fingerprints::{Evidence, Said},
+    size_splits::Measured,
 };
 
 /// Proposals of one pass that may be in flight together.
@@ -105,6 +107,22 @@ pub enum Action {
         /// The change.
         change: ShardChange,
     },
+    /// A split of a shard is planned, of which a follower is here: it may count ahead what it will give up. No outcome.
+    PrepareSplit {
+        /// The shard.
+        shard: ShardId,
+        /// The first key of the new shard.
+        at: Bytes,
+    },
+    /// Measure the records of a replica here. Reported back as [`Outcome::Measured`].
+    Measure {
+        /// Its shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Their middle is wanted if they have more bytes than this.
+        above: u64,
+    },
     /// Ask what replicas say of their states. Reported back as [`Outcome::Fingerprints`].
     ReadFingerprints {
         /// Their shard.
@@ -189,6 +207,8 @@ pub enum Outcome {
     FreshMeta(Arc<MetaState>),
     /// What replicas say of their states: those that answered.
     Fingerprints(Vec<(ReplicaId, Said)>),
+    /// The records of a shard.
+    Measured(Measured),
 }
 
 /// Compares the actual state with the desired state, one step at a time.

@@ -7,9 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use flotilla_membership::NodeState;
-use flotilla_meta::{MetaCommand, MetaState, NodeState as AdminState, OperationState};
-use flotilla_replication::{ConfChange, ReplicaStatus};
+use flotilla_meta::{
+    MetaCommand, MetaState, NodeState as AdminState, OperationRecord, OperationState, PlannedSplit, ShardRecord,
+};
+use flotilla_replication::{ConfChange, ReplicaStatus, ShardChange, Split};
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
 use super::{
@@ -84,6 +87,10 @@ impl Reconciler for ShardsLed {
                 view.leader_of(shard).and_then(|(replica, group)| Some((replica, group, view.meta.shard(shard)?)));
             let Some((replica, group, record)) = led else {
                 self.operations.forget(shard);
+                if let Some(at) = planned_beside(view, shard) {
+                    actions.push(Action::PrepareSplit { shard, at });
+                    self.unsettled.insert(shard);
+                }
                 continue;
             };
             let changes = self.operations.observe(replica, group, &record.intent, gives_up, view.wall_ms);
@@ -96,8 +103,12 @@ impl Reconciler for ShardsLed {
             let paused = paused_replicas(view.meta, shard);
             let next = next_shard_step(replica.replica, view.me.node, group, &record.intent, &paused, may_lead);
             let must_wait = unreported && next != ShardStep::Change(ConfChange::LeaveJoint);
-            if changes || unreported || next != ShardStep::Nothing {
+            if changes || unreported || next != ShardStep::Nothing || record.split.is_some() {
                 self.unsettled.insert(shard);
+            }
+            if next == ShardStep::Nothing && !unreported {
+                let split = planned_split(view.meta, replica, record);
+                actions.extend(split.map(|change| Action::ChangeShard { shard, change }));
             }
             match next {
                 _ if must_wait => {}
@@ -134,10 +145,33 @@ impl Reconciler for ShardsLed {
     }
 }
 
+/// Whether nobody has paused a planned split.
+fn goes_on(meta: &MetaState, planned: &PlannedSplit) -> bool {
+    meta.operation(planned.operation).is_some_and(|operation| operation.state != OperationState::Paused)
+}
+
+/// The key at which a shard is to be split of which a follower is here.
+fn planned_beside(view: &View<'_>, shard: ShardId) -> Option<Bytes> {
+    let planned = view.meta.shard(shard)?.split.as_ref().filter(|planned| goes_on(view.meta, planned))?;
+    let is_before = |replica: &ReplicaStatus| replica.group.is_some() && replica.descriptor.range.contains(&planned.at);
+    view.replicas.of_shard(shard).any(is_before).then(|| planned.at.clone())
+}
+
+/// The split that an operator has ordered, led by the new shard's replica here, unless it is paused.
+fn planned_split(meta: &MetaState, leader: &ReplicaStatus, record: &ShardRecord) -> Option<ShardChange> {
+    let planned = record.split.as_ref().filter(|planned| goes_on(meta, planned))?;
+    let mut replicas = planned.replicas.clone();
+    replicas.sort_unstable();
+    let (_, heir) = *replicas.iter().find(|(parent, _)| *parent == leader.replica)?;
+    let (at, child, epoch) = (planned.at.clone(), planned.child, record.descriptor.epoch);
+    let split = Split { at, child, epoch, replicas, heir };
+    split.halves(&leader.descriptor).is_ok().then_some(ShardChange::Split(split))
+}
+
 /// The replicas, old and new, of a shard's moves that an operator has paused.
 fn paused_replicas(meta: &MetaState, shard: ShardId) -> BTreeSet<ReplicaId> {
     let paused = meta.running_of(shard).filter(|operation| operation.state == OperationState::Paused);
-    paused.flat_map(|operation| [operation.from.replica, operation.to.replica]).collect()
+    paused.filter_map(OperationRecord::moved).flat_map(|(from, to)| [from.replica, to.replica]).collect()
 }
 
 #[cfg(test)]
@@ -226,6 +260,40 @@ mod tests {
         world.replicas = vec![ahead];
         let leave = Action::Change { shard: ShardId::META, change: ConfChange::LeaveJoint };
         assert_eq!(world.reconcile(&mut ShardsLed::default()), [leave, report]);
+    }
+
+    #[test]
+    fn a_planned_split_is_proposed_with_the_leaders_own_heir_unless_it_is_paused() {
+        let mut meta = Meta::of_nodes(3);
+        let shard = meta.collection(&[&[1, 2, 3]])[0];
+        let child = meta.plan_split(shard);
+        let mut world = World::new(2, meta);
+        let mut leader = leads(shard.0, &[(2, 3), (1, 2), (3, 4)], &[]);
+        leader.descriptor = world.meta.state().shard(shard).expect("a shard").descriptor.clone();
+        world.replicas = vec![leader.clone()];
+        let planned = world.meta.state().shard(shard).and_then(|record| record.split.clone()).expect("a plan");
+        let heir = planned.replicas.iter().find(|(parent, _)| *parent == ReplicaId(3)).expect("one for each").1;
+        let split = Split {
+            at: planned.at.clone(),
+            child,
+            epoch: leader.descriptor.epoch,
+            replicas: planned.replicas.clone(),
+            heir,
+        };
+        let propose = [Action::ChangeShard { shard, change: ShardChange::Split(split) }];
+        let mut led = ShardsLed::default();
+        assert_eq!(world.reconcile(&mut led), propose);
+        assert_eq!(world.reconcile(&mut led), propose, "it may have been refused");
+        let mut ahead = leader.clone();
+        ahead.descriptor.epoch.config += 1;
+        world.replicas = vec![ahead];
+        let actions = world.reconcile(&mut ShardsLed::default());
+        assert!(matches!(actions[..], [Action::Propose(MetaCommand::ReportShard { .. })]), "{actions:?}");
+        world.replicas = vec![leader];
+        let operation = planned.operation;
+        let change = flotilla_meta::OperationChange::Pause;
+        world.meta.apply(&MetaCommand::ChangeOperation { operation, changes: 0, change });
+        assert_eq!(world.reconcile(&mut ShardsLed::default()), []);
     }
 
     /// Node 1 is to be replaced by node 4. Nodes 2 and 3 are caught up, but node 2 drains.

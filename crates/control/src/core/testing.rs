@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use flotilla_membership::NodeState;
 use flotilla_meta::{
-    Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode, NodeRecord,
-    NodeState as AdminState, SeenNode, Setting, TokenId, ValueSettings,
+    Addresses, CollectionSettings, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode,
+    NodeRecord, NodeState as AdminState, OperationReason, SeenNode, Setting, TokenId,
 };
 use flotilla_placement::Sharding;
 use flotilla_replication::{Follower, GroupStatus, ReplicaStatus, Role};
@@ -159,10 +159,30 @@ impl Meta {
             buckets: u16::try_from(nodes.len()).expect("few shards"),
             replicas: u8::try_from(nodes[0].len()).expect("few replicas"),
             initial_nodes: nodes.iter().map(|shard| shard.iter().copied().map(NodeId).collect()).collect(),
-            values: ValueSettings::NONE,
+            settings: CollectionSettings::NONE,
         });
         self.collection = self.state().collection(name).map(|collection| collection.id);
         self.state().shards().map(|shard| shard.id).filter(|shard| !before.contains(shard)).collect()
+    }
+
+    /// Plans the split of a shard, and puts what that needs in force. Returns the new shard.
+    pub(crate) fn plan_split(&mut self, shard: ShardId) -> ShardId {
+        (2..=ClusterVersion::SPLITS.0).for_each(|version| self.raise_to(ClusterVersion(version)));
+        let descriptor = self.state().shard(shard).expect("a shard").descriptor.clone();
+        let at = [&descriptor.range.start[..], b"m"].concat().into();
+        self.apply(&MetaCommand::SplitShard { shard, at, epoch: descriptor.epoch, reason: OperationReason::Operator });
+        self.state().shard(shard).and_then(|record| Some(record.split.as_ref()?.child)).expect("a planned split")
+    }
+
+    /// The shard has been split as planned. Returns its descriptor after that.
+    pub(crate) fn report_split(&mut self, shard: ShardId) -> ShardDescriptor {
+        let state = self.state();
+        let record = state.shard(shard).expect("a shard");
+        let mut descriptor = record.descriptor.clone();
+        descriptor.epoch.range += 1;
+        descriptor.range.end = record.split.as_ref().expect("a planned split").at.clone();
+        self.apply(&MetaCommand::ReportShard { descriptor: descriptor.clone() });
+        descriptor
     }
 
     pub(crate) fn drop_collection(&mut self) {

@@ -7,13 +7,14 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse as _, Response},
 };
+use bytes::Bytes;
 use flotilla_api::{
     AuthorityStatus, ChangeCollection, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection,
     DECISIONS_DEFAULT, DECISIONS_MAX, DIGEST_SHARDS_MAX, DecisionList, DigestList, InvalidKeyId, InvalidTokenId, KeyId,
     KeyList, KeyReply, KeyRequest, MoveShard, NodeChange, NodeList, NodeVerb, OperationInfo, OperationList,
     OperationVerb, ProblemType, RebalanceRequest, ScrubReport, Setting, SettingList, SettingRequest, ShardExplanation,
-    ShardInfo, ShardList, TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb, UnknownOperationVerb,
-    UpgradeStatus,
+    ShardInfo, ShardList, SplitShard, TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb,
+    UnknownOperationVerb, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ use tokio::time::Instant;
 use super::{
     App, audit, body, deadline,
     problem::Refusal,
-    raw::{Query, invalid, segment},
+    raw::{Query, checked_key, invalid, segment},
 };
 use crate::{ChangeOptions, StoreError};
 
@@ -83,7 +84,8 @@ pub(super) async fn operation(State(app): State<App>, request: Request) -> Resul
 pub(super) async fn change_operation(State(app): State<App>, request: Request) -> Result<Json<OperationInfo>, Refusal> {
     let (id, verb) = id_and_verb(&request)?;
     let verb: OperationVerb = verb.parse().map_err(|error: UnknownOperationVerb| invalid(error.to_string()))?;
-    let id = id.parse().map_err(|_| invalid("only moves can be changed: their ids are `op` and a number"))?;
+    let id =
+        id.parse().map_err(|_| invalid("only moves and splits can be changed: their ids are `op` and a number"))?;
     Ok(Json(app.admin.change_operation(id, verb, deadline(request.headers())?.into_std()).await?))
 }
 
@@ -95,6 +97,26 @@ pub(super) async fn move_shard(State(app): State<App>, request: Request) -> Resu
     let operation: OperationInfo = app.admin.move_shard(shard, request, deadline.into_std()).await?;
     let detail = format!("{}: from {} to {}", operation.id, request.from, request.to);
     Ok(audit::with_detail(Json(operation), detail))
+}
+
+/// `POST /v1/cluster/shards/{id}/split`.
+pub(super) async fn split_shard(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    let shard = shard_id(&id_and_verb(&request)?.0)?;
+    let deadline = deadline(request.headers())?;
+    let body = body::read(&app, request, body::JSON_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
+    let bytes: &[u8] = if body.bytes.is_empty() { b"{}" } else { &body.bytes };
+    let at = split_key(&body::parse_json(bytes)?)?;
+    let operation: OperationInfo = app.admin.split_shard(shard, at, deadline.into_std()).await?;
+    let detail = match operation.child {
+        Some(child) => format!("{}: into {child}", operation.id),
+        None => operation.id.clone(),
+    };
+    Ok(audit::with_detail(Json(operation), detail))
+}
+
+/// The key at which a shard is to be split, if the request names one.
+pub(super) fn split_key(SplitShard { at, encoding }: &SplitShard) -> Result<Option<Bytes>, Refusal> {
+    at.as_ref().map(|at| Ok(checked_key(encoding.decode(at)?)?)).transpose()
 }
 
 /// `GET /v1/cluster/shards/{id}/explain`.

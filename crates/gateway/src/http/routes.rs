@@ -142,6 +142,12 @@ fn table() -> Vec<Route> {
             post(cluster::move_shard),
         ),
         route(
+            "/v1/cluster/shards/{id}/split",
+            &[("/v1/cluster/shards/{id}/split", &["post"])],
+            Rights::OPERATE,
+            post(cluster::split_shard),
+        ),
+        route(
             "/v1/cluster/scrub",
             &[("/v1/cluster/scrub", &["get", "post"])],
             Rights::OPERATE,

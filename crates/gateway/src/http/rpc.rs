@@ -8,7 +8,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use flotilla_api::{MoveShard, NodeList, NodeVerb, ProblemType, RebalanceRequest, TokenRequest};
+use flotilla_api::{Encoding, MoveShard, NodeList, NodeVerb, ProblemType, RebalanceRequest, SplitShard, TokenRequest};
 use flotilla_types::{NodeId, ShardId};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     App, audit, body,
     client::ClientConnection,
+    cluster::split_key,
     deadline,
     guard::{self, RequestSlot},
     objects,
@@ -176,6 +177,17 @@ struct MoveReplica {
     to: NodeId,
 }
 
+/// As the body of the request over HTTP, with the shard.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SplitOne {
+    shard: ShardId,
+    #[serde(default)]
+    at: Option<String>,
+    #[serde(default)]
+    encoding: Encoding,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NoParameters {}
@@ -193,7 +205,9 @@ fn count_about_objects(calls: &Value) -> usize {
 fn right_of(method: &str) -> Right {
     match method {
         "cluster.join_token.create" | "objects.missing" | "objects.fetch" | "objects.pull" => Right::Administer,
-        "cluster.node.remove" | "cluster.shard.move" | "cluster.shard.rebalance" => Right::Operate,
+        "cluster.node.remove" | "cluster.shard.move" | "cluster.shard.split" | "cluster.shard.rebalance" => {
+            Right::Operate
+        }
         _ => Right::Inspect,
     }
 }
@@ -235,6 +249,11 @@ async fn dispatch(
             let MoveReplica { shard, from, to } = parse(parameters)?;
             let moved = app.admin.move_shard(shard, MoveShard { from, to }, deadline).await;
             encode(moved.map_err(Refusal::from)?)
+        }
+        "cluster.shard.split" => {
+            let SplitOne { shard, at, encoding } = parse(parameters)?;
+            let at = split_key(&SplitShard { at, encoding })?;
+            encode(app.admin.split_shard(shard, at, deadline).await.map_err(Refusal::from)?)
         }
         "cluster.node.remove" => {
             let RemoveNode { id, force } = parse(parameters)?;

@@ -8,6 +8,7 @@ mod batcher;
 mod collections;
 mod error;
 mod large;
+mod middle;
 mod objects;
 mod peers;
 mod read;

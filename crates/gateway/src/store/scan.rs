@@ -345,7 +345,8 @@ mod tests {
 
     fn collection(id: CollectionId, sharding: Sharding, buckets: u16) -> Collection {
         let (objects_from, chunking) = (Collection::OBJECTS_FROM_DEFAULT, Default::default());
-        Collection { id, name: id.to_string(), sharding, buckets, replicas: 3, objects_from, chunking }
+        let split_bytes = Collection::SPLIT_BYTES_DEFAULT;
+        Collection { id, name: id.to_string(), sharding, buckets, replicas: 3, objects_from, chunking, split_bytes }
     }
 
     /// A hash collection of three buckets in two shards, and a range collection that is cut at `b`.

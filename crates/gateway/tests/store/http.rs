@@ -78,6 +78,10 @@ impl Admin for NoAdmin {
         finish_upgrade(Instant) -> AdminFuture<'_, UpgradeStatus>;
     }
 
+    fn split_shard(&self, shard: ShardId, at: Option<Bytes>, _: Instant) -> AdminFuture<'_, OperationInfo> {
+        Box::pin(async move { placement::split(shard, at) })
+    }
+
     fn explain(&self, shard: ShardId, _: Instant) -> AdminFuture<'_, ShardExplanation> {
         Box::pin(async move { placement::explain(shard) })
     }

@@ -15,7 +15,7 @@ use flotilla_gateway::{Consistency, GatewayStart, Scan, ScanSnapshot, SnapshotId
 use flotilla_identity::{ClusterAuthority, NodeIdentity, NodeKey};
 use flotilla_kv::{Action, Command, Expiry, KvMachine, Limits, Operation, Otherwise, encode_command};
 use flotilla_meta::{
-    Addresses, Feed, Increment, MetaCommand, MetaFollower, MetaState, NewNode, SeenNode, ValueSettings,
+    Addresses, CollectionSettings, Feed, Increment, MetaCommand, MetaFollower, MetaState, NewNode, SeenNode,
 };
 use flotilla_placement::{Collection, Sharding};
 use flotilla_replication::{Host, HostConfig, HostParts, clock};
@@ -74,7 +74,7 @@ fn metadata(version: ClusterVersion) -> Arc<MetaState> {
         buckets: 1,
         replicas: 1,
         initial_nodes: vec![vec![ME]],
-        values: ValueSettings::NONE,
+        settings: CollectionSettings::NONE,
     };
     let raises = (2..=version.0).map(|version| MetaCommand::SetClusterVersion {
         version: ClusterVersion(version),

@@ -4,6 +4,8 @@ mod commands;
 mod expiry;
 mod reads;
 mod sessions;
+mod split_histories;
+mod splits;
 mod values;
 mod versions;
 

@@ -12,12 +12,17 @@ mod operation_tests;
 mod operations;
 mod shards;
 #[cfg(test)]
+mod split_tests;
+mod splits;
+#[cfg(test)]
 mod tests;
 mod versions;
 
+use std::ops::RangeInclusive;
+
 use bytes::Bytes;
 use flotilla_placement::Collection;
-use flotilla_types::{LogIndex, NodeId, Timestamp};
+use flotilla_types::{LogIndex, NodeId, RecordKey, Timestamp};
 
 use crate::{CodecError, Limit, MetaCommand, MetaRefusal, MetaReply, MetaState, Setting};
 
@@ -48,8 +53,12 @@ pub const OBJECTS_FROM_MAX: u32 = 4 << 20;
 pub const VALUE_BYTES_CUT_MIN: u64 = 64 << 20;
 /// Limit on buckets of a collection.
 pub const BUCKETS_MAX: u16 = 1_024;
-/// Limit on shards.
+/// Limit on shards, with those that are to be split off.
 pub const SHARDS_MAX: usize = 20_000;
+/// What a collection's shards may grow to, in bytes, before they are split.
+pub const SPLIT_BYTES: RangeInclusive<u64> = 1 << 10..=1 << 40;
+/// Limit on the bytes of the record key at which a shard is split: those of the longest key of a record.
+pub const SPLIT_KEY_BYTES_MAX: usize = RecordKey::PREFIX_BYTES + 4_096;
 /// Limit on replicas in one shard's intent: five and their replacements.
 pub const INTENT_MAX: usize = 10;
 /// Limit on commands of one batch.
@@ -127,10 +136,10 @@ impl MetaState {
             MetaCommand::ReportStart { node, incarnation, build } => {
                 self.report_start(now_ms, *node, *incarnation, build)
             }
-            MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes, values } => {
-                self.create_collection(name, *sharding, *buckets, *replicas, initial_nodes, *values)
+            MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes, settings } => {
+                self.create_collection(name, *sharding, *buckets, *replicas, initial_nodes, *settings)
             }
-            MetaCommand::ChangeCollection { collection, values } => self.change_collection(*collection, *values),
+            MetaCommand::ChangeCollection { collection, settings } => self.change_collection(*collection, *settings),
             MetaCommand::DropCollection { collection } => self.drop_collection(now_ms, *collection),
             MetaCommand::AssignReplica { shard, node, intent_version } => {
                 self.assign_replica(now_ms, *shard, *node, *intent_version)
@@ -142,6 +151,9 @@ impl MetaState {
             }
             MetaCommand::ChangeOperation { operation, changes, change } => {
                 self.change_operation(now_ms, *operation, *changes, *change)
+            }
+            MetaCommand::SplitShard { shard, at, epoch, reason } => {
+                self.split_shard(now_ms, *shard, at, *epoch, *reason)
             }
             MetaCommand::ReportShard { descriptor } => self.report_shard(now_ms, descriptor),
             MetaCommand::PutSetting { key, value } => self.put_setting(key, value),

@@ -48,8 +48,10 @@ impl MetaState {
             intent_version: 1,
             initial: descriptor.clone(),
             descriptor,
+            parent: None,
+            split: None,
         };
-        self.shards.insert(ShardId::META, Arc::new(record));
+        self.record_shard(record);
         Ok(MetaReply::Node(id))
     }
 

@@ -10,8 +10,8 @@ use super::{
     tests::{apply, cluster_of, refused},
 };
 use crate::{
-    Liveness, MetaCommand, MetaRefusal, MetaReply, MetaState, OperationChange, OperationReason, OperationState,
-    ValueSettings, store,
+    CollectionSettings, Liveness, MetaCommand, MetaRefusal, MetaReply, MetaState, OperationChange, OperationReason,
+    OperationState, store,
 };
 
 const SHARD: ShardId = ShardId(1);
@@ -26,7 +26,7 @@ fn cluster() -> MetaState {
         buckets: 1,
         replicas: 3,
         initial_nodes: vec![vec![NodeId(1), NodeId(2), NodeId(3)]],
-        values: ValueSettings::NONE,
+        settings: CollectionSettings::NONE,
     };
     assert!(matches!(apply(&mut state, &create), MetaReply::Collection { .. }));
     state
@@ -83,7 +83,7 @@ fn report(state: &mut MetaState, voters: &[(u64, ReplicaId)], learners: &[(u64, 
 }
 
 /// The state as its records give it, which is the same.
-fn stored(state: &MetaState) -> MetaState {
+pub(super) fn stored(state: &MetaState) -> MetaState {
     let decoded = MetaState::decode(&state.encode()).expect("a state");
     assert_eq!(decoded, *state);
     let mut writes = flotilla_storage::WriteSet::new();
@@ -99,11 +99,11 @@ fn a_move_changes_the_intent_and_is_done_when_the_old_replica_is_gone() {
     let id = begin(&mut state, 3, 4);
     let operation = state.operation(id).expect("an operation").clone();
     assert_eq!((id, operation.reason, operation.started_ms), (FIRST, OperationReason::Operator, 1_000));
-    assert_eq!(operation.from, PlanReplica { replica: three, node: NodeId(3) });
-    let new = operation.to;
+    let (from, new) = operation.moved().expect("a move");
+    assert_eq!(from, PlanReplica { replica: three, node: NodeId(3) });
     assert_eq!(new.node, NodeId(4));
     let intent = &state.shard(SHARD).expect("the shard").intent;
-    assert!(intent.contains(&new) && !intent.contains(&operation.from) && intent.len() == 3);
+    assert!(intent.contains(&new) && !intent.contains(&from) && intent.len() == 3);
     state = stored(&state);
     report(&mut state, &[(1, one), (2, two), (3, three)], &[(4, new.replica)]);
     report(&mut state, &[(1, one), (2, two), (4, new.replica)], &[(3, three)]);
@@ -194,7 +194,7 @@ fn a_move_follows_its_replica_when_that_is_built_again() {
     let replace = MetaCommand::ReplaceReplica { shard: SHARD, replica: lost };
     let MetaReply::Replica(new) = apply(&mut state, &replace) else { panic!("it is replaced") };
     assert_eq!(
-        (stands(&state, id), state.operation(id).map(|found| found.to.replica)),
+        (stands(&state, id), state.operation(id).and_then(|found| found.moved()).map(|(_, to)| to.replica)),
         (OperationState::Running, Some(new))
     );
     report(&mut state, &[(1, one), (2, two), (4, new)], &[]);
@@ -238,5 +238,7 @@ fn what_placement_replaces_is_a_move_with_its_reason_once_moves_are_recorded() {
     let MetaCommand::Batch(parts) = &command else { panic!("a batch") };
     assert!(matches!(parts[..], [MetaCommand::MoveReplica { reason: OperationReason::NodeDead, .. }]), "{parts:?}");
     assert!(matches!(apply(&mut state, &command), MetaReply::Batch(_)));
-    assert_eq!(state.running_of(SHARD).map(|operation| operation.from.node).collect::<Vec<_>>(), [NodeId(3)]);
+    let from: Vec<_> =
+        state.running_of(SHARD).filter_map(|operation| operation.moved()).map(|(from, _)| from.node).collect();
+    assert_eq!(from, [NodeId(3)]);
 }

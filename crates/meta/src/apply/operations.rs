@@ -1,7 +1,8 @@
 //! Rules for operations.
 //!
-//! Invariants: an operation that has not ended names, as its `to`, a replica of its shard's intent; it ends in the
-//! entry that makes it done, cancelled or superseded, so that no operation outlives its purpose.
+//! Invariants: a move that has not ended names, as its `to`, a replica of its shard's intent; a split that has not
+//! ended is planned in its shard's record. An operation ends in the entry that makes it done, cancelled or superseded,
+//! so that none outlives its purpose.
 
 use std::sync::Arc;
 
@@ -10,7 +11,8 @@ use flotilla_types::{NodeId, OperationId, ReplicaId, ReplicaRole, ShardId};
 
 use super::{ApplyResult, OPERATIONS_ENDED_MAX};
 use crate::{
-    MetaRefusal, MetaReply, MetaState, OperationChange, OperationReason, OperationRecord, OperationState, ShardRecord,
+    MetaRefusal, MetaReply, MetaState, OperationChange, OperationReason, OperationRecord, OperationState,
+    OperationWork, ShardRecord,
 };
 
 impl MetaState {
@@ -31,25 +33,19 @@ impl MetaState {
         if let Some(held) = record.desired_on(to) {
             return Err(MetaRefusal::ReplicaExists(held));
         }
-        if reason == OperationReason::Operator && !is_settled(record) {
+        let is_repair = match reason {
+            OperationReason::NodeDead | OperationReason::NodeLeaving | OperationReason::NodeRemoved => true,
+            OperationReason::Operator | OperationReason::Spread | OperationReason::Balance | OperationReason::Size => {
+                false
+            }
+        };
+        let is_settled = reason != OperationReason::Operator || is_settled(record);
+        if !is_settled || record.split.is_some() && !is_repair {
             return Err(MetaRefusal::ShardChanging(shard));
         }
         self.check_active(to)?;
         let to = PlanReplica { replica: self.allocate_replica(), node: to };
-        let id = self.header.next_operation;
-        self.header.next_operation = id.next();
-        let state = OperationState::Running;
-        self.record_operation(OperationRecord {
-            id,
-            shard,
-            from,
-            to,
-            reason,
-            state,
-            changes: 0,
-            started_ms: now_ms,
-            since_ms: now_ms,
-        });
+        let id = self.begin_operation(now_ms, shard, OperationWork::Move { from, to }, reason);
         self.change_intent(now_ms, shard, |intent| {
             intent.retain(|held| held.replica != replica);
             intent.push(to);
@@ -65,7 +61,7 @@ impl MetaState {
         change: OperationChange,
     ) -> ApplyResult {
         let operation = self.operation(id).ok_or(MetaRefusal::UnknownOperation(id))?;
-        let (state, shard, from, to) = (operation.state, operation.shard, operation.from, operation.to);
+        let (state, shard, moved) = (operation.state, operation.shard, operation.moved());
         let next = match change {
             OperationChange::Pause => OperationState::Paused,
             OperationChange::Resume => OperationState::Running,
@@ -80,7 +76,12 @@ impl MetaState {
         if operation.changes != changes {
             return Err(MetaRefusal::OperationChanged(id));
         }
-        if change == OperationChange::Cancel {
+        let cancelled = match (change, moved) {
+            (OperationChange::Pause | OperationChange::Resume, _) => None,
+            (OperationChange::Cancel, None) => return Err(MetaRefusal::OperationTooLate(id)),
+            (OperationChange::Cancel, Some(moved)) => Some(moved),
+        };
+        if let Some((from, to)) = cancelled {
             let record = self.shard(shard).ok_or(MetaRefusal::UnknownShard(shard))?;
             if votes(record, to.replica) || record.descriptor.node_of(from.replica).is_none() {
                 return Err(MetaRefusal::OperationTooLate(id));
@@ -90,7 +91,7 @@ impl MetaState {
             Arc::make_mut(operation).changes += 1;
         }
         self.set_operation_state(id, next, now_ms);
-        if change == OperationChange::Cancel {
+        if let Some((from, to)) = cancelled {
             self.change_intent(now_ms, shard, |intent| {
                 intent.retain(|held| held.replica != to.replica);
                 intent.push(from);
@@ -101,16 +102,20 @@ impl MetaState {
 
     /// Ends the operations of a shard that its metadata shows to be done or superseded.
     pub(super) fn end_operations_of(&mut self, shard: ShardId, now_ms: u64) {
-        let running: Vec<_> =
-            self.running_of(shard).map(|operation| (operation.id, operation.to, operation.from)).collect();
-        for (id, to, from) in running {
-            let state = match self.shard(shard) {
-                None => OperationState::Superseded,
-                Some(record) if !record.intent.contains(&to) => OperationState::Superseded,
-                Some(record) if votes(record, to.replica) && record.descriptor.node_of(from.replica).is_none() => {
+        let running: Vec<_> = self.running_of(shard).map(|operation| (operation.id, operation.work.clone())).collect();
+        for (id, work) in running {
+            let state = match (self.shard(shard), work) {
+                (None, _) => OperationState::Superseded,
+                (Some(record), OperationWork::Move { to, .. }) if !record.intent.contains(&to) => {
+                    OperationState::Superseded
+                }
+                (Some(record), OperationWork::Move { from, to })
+                    if votes(record, to.replica) && record.descriptor.node_of(from.replica).is_none() =>
+                {
                     OperationState::Done
                 }
-                Some(_) => continue,
+                (Some(record), OperationWork::Split { .. }) if record.split.is_none() => OperationState::Done,
+                (Some(_), _) => continue,
             };
             self.set_operation_state(id, state, now_ms);
         }
@@ -129,13 +134,31 @@ impl MetaState {
 
     /// A replica of an intent has another id: it is built again on the same node.
     pub(super) fn follow_replacement(&mut self, shard: ShardId, replica: ReplicaId, new: ReplicaId) {
-        let followed: Vec<_> =
-            self.running_of(shard).filter(|operation| operation.to.replica == replica).map(|found| found.id).collect();
+        let follows = |operation: &&OperationRecord| operation.moved().is_some_and(|(_, to)| to.replica == replica);
+        let followed: Vec<_> = self.running_of(shard).filter(follows).map(|found| found.id).collect();
         for id in followed {
-            if let Some(operation) = self.operations.get_mut(&id) {
-                Arc::make_mut(operation).to.replica = new;
+            if let Some(operation) = self.operations.get_mut(&id)
+                && let OperationWork::Move { to, .. } = &mut Arc::make_mut(operation).work
+            {
+                to.replica = new;
             }
         }
+    }
+
+    /// Allocates and records an operation that begins now.
+    pub(super) fn begin_operation(
+        &mut self,
+        now_ms: u64,
+        shard: ShardId,
+        work: OperationWork,
+        reason: OperationReason,
+    ) -> OperationId {
+        let id = self.header.next_operation;
+        self.header.next_operation = id.next();
+        let state = OperationState::Running;
+        let (changes, started_ms, since_ms) = (0, now_ms, now_ms);
+        self.record_operation(OperationRecord { id, shard, work, reason, state, changes, started_ms, since_ms });
+        id
     }
 
     /// Adds an operation, as decided or as stored.
@@ -166,7 +189,7 @@ impl MetaState {
 }
 
 /// Whether the shard has exactly the replicas that it should have, all of them voters.
-fn is_settled(record: &ShardRecord) -> bool {
+pub(super) fn is_settled(record: &ShardRecord) -> bool {
     record.intent.len() == record.descriptor.replicas.len()
         && record.intent.iter().all(|wanted| votes(record, wanted.replica))
 }

@@ -12,9 +12,9 @@ use flotilla_types::{
 
 use super::{
     ApplyResult, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX, NAME_BYTES_MAX, OBJECTS_FROM_MAX, OBJECTS_FROM_MIN,
-    SHARDS_MAX, VALUE_BYTES_CUT_MIN,
+    SHARDS_MAX, SPLIT_BYTES, VALUE_BYTES_CUT_MIN,
 };
-use crate::{Field, Limit, MetaRefusal, MetaReply, MetaState, ShardRecord, ValueSettings};
+use crate::{CollectionSettings, Field, Limit, MetaRefusal, MetaReply, MetaState, ShardRecord};
 
 /// Limit on replicas in a reported descriptor: both halves of a joint configuration.
 const DESCRIPTOR_REPLICAS_MAX: usize = 2 * INTENT_MAX;
@@ -27,17 +27,17 @@ impl MetaState {
         buckets: u16,
         replicas: u8,
         initial_nodes: &[Vec<NodeId>],
-        values: ValueSettings,
+        settings: CollectionSettings,
     ) -> ApplyResult {
         check_collection(name, sharding, buckets, replicas)?;
-        check_values(values)?;
+        check_settings(settings)?;
         if let Some(known) = self.collection(name) {
             return Err(MetaRefusal::CollectionExists(known.id));
         }
         if self.collections.len() >= COLLECTIONS_MAX {
             return Err(MetaRefusal::LimitReached(Limit::Collections));
         }
-        if self.shards.len() + initial_nodes.len() > SHARDS_MAX {
+        if self.shards_len() + initial_nodes.len() > SHARDS_MAX {
             return Err(MetaRefusal::LimitReached(Limit::Shards));
         }
         let shards = u16::try_from(initial_nodes.len()).map_err(|_| MetaRefusal::BadPlacement)?;
@@ -64,20 +64,22 @@ impl MetaState {
                 self.add_shard(id, range, replicas, nodes)
             })
             .collect();
-        let objects_from = values.objects_from.unwrap_or(Collection::OBJECTS_FROM_DEFAULT);
-        let chunking = values.chunking.unwrap_or_default();
+        let objects_from = settings.objects_from.unwrap_or(Collection::OBJECTS_FROM_DEFAULT);
+        let chunking = settings.chunking.unwrap_or_default();
+        let split_bytes = settings.split_bytes.unwrap_or(Collection::SPLIT_BYTES_DEFAULT);
         let name = name.to_owned();
-        let collection = Collection { id, name, sharding, buckets, replicas, objects_from, chunking };
+        let collection = Collection { id, name, sharding, buckets, replicas, objects_from, chunking, split_bytes };
         self.collections.insert(id, Arc::new(collection));
         Ok(MetaReply::Collection { collection: id, shards })
     }
 
-    pub(super) fn change_collection(&mut self, collection: CollectionId, values: ValueSettings) -> ApplyResult {
-        check_values(values)?;
+    pub(super) fn change_collection(&mut self, collection: CollectionId, settings: CollectionSettings) -> ApplyResult {
+        check_settings(settings)?;
         let found = self.collections.get(&collection).ok_or(MetaRefusal::UnknownCollection(collection))?;
         let changed = Collection {
-            objects_from: values.objects_from.unwrap_or(found.objects_from),
-            chunking: values.chunking.unwrap_or(found.chunking),
+            objects_from: settings.objects_from.unwrap_or(found.objects_from),
+            chunking: settings.chunking.unwrap_or(found.chunking),
+            split_bytes: settings.split_bytes.unwrap_or(found.split_bytes),
             ..Collection::clone(found)
         };
         self.collections.insert(collection, Arc::new(changed));
@@ -87,6 +89,7 @@ impl MetaState {
     pub(super) fn drop_collection(&mut self, now_ms: u64, collection: CollectionId) -> ApplyResult {
         self.collections.remove(&collection).ok_or(MetaRefusal::UnknownCollection(collection))?;
         self.shards.retain(|_, shard| shard.collection != collection);
+        self.forget_plans_of_dropped();
         self.end_operations_of_dropped(now_ms);
         Ok(MetaReply::Done)
     }
@@ -152,8 +155,14 @@ impl MetaState {
             return Err(MetaRefusal::StaleEpoch { known });
         }
         self.check_descriptor(&reported)?;
-        let id = reported.shard;
+        let child = self.child_of_report(record, &reported)?;
+        let (id, is_reconfigured) = (reported.shard, reported.epoch.config != known.config);
         self.change_shard(id, |record| record.descriptor = reported);
+        if let Some(child) = child {
+            self.give_birth(id, child);
+        } else if is_reconfigured {
+            self.plan_split_again(id);
+        }
         self.end_operations_of(id, now_ms);
         Ok(MetaReply::Done)
     }
@@ -181,8 +190,10 @@ impl MetaState {
             intent_version: 1,
             initial: descriptor.clone(),
             descriptor,
+            parent: None,
+            split: None,
         };
-        self.shards.insert(id, Arc::new(record));
+        self.record_shard(record);
         id
     }
 
@@ -194,7 +205,15 @@ impl MetaState {
         self.end_operations_of(shard, now_ms);
     }
 
-    fn change_shard(&mut self, shard: ShardId, change: impl FnOnce(&mut ShardRecord)) {
+    /// Adds a shard, as created or as stored.
+    pub(crate) fn record_shard(&mut self, record: ShardRecord) {
+        if let Some(split) = &record.split {
+            self.unborn.insert(split.child, record.id);
+        }
+        self.shards.insert(record.id, Arc::new(record));
+    }
+
+    pub(super) fn change_shard(&mut self, shard: ShardId, change: impl FnOnce(&mut ShardRecord)) {
         if let Some(record) = self.shards.get_mut(&shard) {
             change(Arc::make_mut(record));
         }
@@ -216,12 +235,15 @@ impl MetaState {
     }
 }
 
-fn check_values(values: ValueSettings) -> Result<(), MetaRefusal> {
-    if values.objects_from.is_some_and(|bytes| !(OBJECTS_FROM_MIN..=OBJECTS_FROM_MAX).contains(&bytes)) {
+fn check_settings(settings: CollectionSettings) -> Result<(), MetaRefusal> {
+    if settings.objects_from.is_some_and(|bytes| !(OBJECTS_FROM_MIN..=OBJECTS_FROM_MAX).contains(&bytes)) {
         return Err(MetaRefusal::Invalid(Field::ObjectsFrom));
     }
-    if values.chunking.is_some_and(|chunking| chunking.value_bytes_max() < VALUE_BYTES_CUT_MIN) {
+    if settings.chunking.is_some_and(|chunking| chunking.value_bytes_max() < VALUE_BYTES_CUT_MIN) {
         return Err(MetaRefusal::Invalid(Field::Chunking));
+    }
+    if settings.split_bytes.is_some_and(|bytes| bytes != 0 && !SPLIT_BYTES.contains(&bytes)) {
+        return Err(MetaRefusal::Invalid(Field::SplitBytes));
     }
     Ok(())
 }

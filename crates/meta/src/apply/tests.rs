@@ -9,8 +9,8 @@ use flotilla_values::Chunking;
 
 use super::*;
 use crate::{
-    Addresses, Displaced, Field, JoinRequest, KeyId, Liveness, NewNode, NodeState, ReplicaStatus, SeenNode, TokenId,
-    ValueSettings,
+    Addresses, CollectionSettings, Displaced, Field, JoinRequest, KeyId, Liveness, NewNode, NodeState, ReplicaStatus,
+    SeenNode, TokenId,
 };
 
 const CLUSTER: ClusterId = ClusterId([9; 16]);
@@ -82,7 +82,7 @@ fn collection(name: &str, buckets: u16, replicas: u8, nodes: &[u64]) -> MetaComm
         buckets,
         replicas,
         initial_nodes: vec![nodes.iter().copied().map(NodeId).collect(); buckets.into()],
-        values: ValueSettings::NONE,
+        settings: CollectionSettings::NONE,
     }
 }
 
@@ -306,7 +306,7 @@ fn collection_may_have_one_shard_per_bucket() {
         buckets: 1,
         replicas: 3,
         initial_nodes: vec![vec![NodeId(2)]],
-        values: ValueSettings::NONE,
+        settings: CollectionSettings::NONE,
     };
     assert!(matches!(apply(&mut state, &range), MetaReply::Collection { shards, .. } if shards.len() == 1));
 }
@@ -351,7 +351,7 @@ fn settings_of_values_are_changed_one_by_one_and_within_their_bounds() {
     assert_eq!(said(&state), (4_096, Chunking::AVERAGE_16_KIB));
     let change = |collection, objects_from, chunking| MetaCommand::ChangeCollection {
         collection,
-        values: ValueSettings { objects_from, chunking },
+        settings: CollectionSettings { objects_from, chunking, split_bytes: None },
     };
     assert_eq!(apply(&mut state, &change(id, Some(1_024), None)), MetaReply::Done);
     assert_eq!(said(&state), (1_024, Chunking::AVERAGE_16_KIB));
@@ -362,6 +362,20 @@ fn settings_of_values_are_changed_one_by_one_and_within_their_bounds() {
         let refusal = refused(&mut state, &change(id, Some(bytes), None));
         assert_eq!(refusal, MetaRefusal::Invalid(Field::ObjectsFrom), "{bytes}");
     }
+    let split = |split_bytes| MetaCommand::ChangeCollection {
+        collection: id,
+        settings: CollectionSettings { split_bytes: Some(split_bytes), ..CollectionSettings::NONE },
+    };
+    let split_bytes = |state: &MetaState| state.collection("a").expect("it exists").split_bytes;
+    assert_eq!(split_bytes(&state), 64 << 20);
+    for bytes in [1 << 10, 1 << 40, 0] {
+        assert_eq!(apply(&mut state, &split(bytes)), MetaReply::Done);
+        assert_eq!((said(&state), split_bytes(&state)), ((1_024, Chunking::AVERAGE_64_KIB), bytes));
+        assert_eq!(MetaState::decode(&state.encode()), Ok(state.clone()));
+    }
+    for bytes in [1, (1 << 10) - 1, (1 << 40) + 1] {
+        assert_eq!(refused(&mut state, &split(bytes)), MetaRefusal::Invalid(Field::SplitBytes), "{bytes}");
+    }
     // Of such chunks no value of 64 MiB can consist.
     let short = Chunking::new(2 << 10, 8 << 10, 32 << 10).expect("valid lengths");
     assert_eq!(refused(&mut state, &change(id, None, Some(short))), MetaRefusal::Invalid(Field::Chunking));
@@ -369,14 +383,18 @@ fn settings_of_values_are_changed_one_by_one_and_within_their_bounds() {
     assert_eq!(refused(&mut state, &change(unknown, None, None)), MetaRefusal::UnknownCollection(unknown));
 
     let mut other = collection("b", 1, 1, &[1]);
-    let MetaCommand::CreateCollection { values, .. } = &mut other else { panic!("not that") };
-    *values = ValueSettings { objects_from: Some(1), chunking: None };
+    let MetaCommand::CreateCollection { settings, .. } = &mut other else { panic!("not that") };
+    *settings = CollectionSettings { objects_from: Some(1), ..CollectionSettings::NONE };
     assert_eq!(refused(&mut state, &other), MetaRefusal::Invalid(Field::ObjectsFrom));
-    let MetaCommand::CreateCollection { values, .. } = &mut other else { panic!("not that") };
-    *values = ValueSettings { objects_from: Some(4 << 20), chunking: Some(Chunking::AVERAGE_256_KIB) };
+    let MetaCommand::CreateCollection { settings, .. } = &mut other else { panic!("not that") };
+    *settings = CollectionSettings {
+        objects_from: Some(4 << 20),
+        chunking: Some(Chunking::AVERAGE_256_KIB),
+        split_bytes: Some(0),
+    };
     assert!(matches!(apply(&mut state, &other), MetaReply::Collection { .. }));
     let found = state.collection("b").expect("it exists");
-    assert_eq!((found.objects_from, found.chunking), (4 << 20, Chunking::AVERAGE_256_KIB));
+    assert_eq!((found.objects_from, found.chunking, found.split_bytes), (4 << 20, Chunking::AVERAGE_256_KIB, 0));
 }
 
 #[test]

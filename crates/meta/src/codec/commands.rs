@@ -4,25 +4,28 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use flotilla_storage::VersionNeed;
-use flotilla_types::{ClusterVersion, Incarnation, Locality, NodeId, VersionRange};
+use flotilla_types::{ClusterVersion, Epoch, Incarnation, Locality, NodeId, VersionRange};
 
 use super::{
     COMMAND_BYTES_MAX, CodecError,
     authority::PreparedAuthorityPb,
     decode_with_need, encode_at, hash, number, operations,
     records::{
-        AddressesPb, DescriptorPb, ValuesPb, VersionsPb, cluster, collection_id, node_state, role, role_number,
-        sharding, sharding_number, state_number, value_settings, version, versions,
+        AddressesPb, DescriptorPb, SettingsPb, VersionsPb, cluster, collection_id, collection_settings, node_state,
+        role, role_number, sharding, sharding_number, state_number, version, versions,
     },
     required,
 };
-use crate::{Displaced, JoinRequest, KeyId, MetaCommand, NewNode, SeenNode, Setting, TokenId, ValueSettings};
+use crate::{
+    CollectionSettings, Displaced, JoinRequest, KeyId, MetaCommand, NewNode, OperationReason, SeenNode, Setting,
+    TokenId,
+};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CommandPb {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27"
     )]
     kind: Option<Kind>,
 }
@@ -81,6 +84,8 @@ enum Kind {
     MoveReplica(MoveReplicaPb),
     #[prost(message, tag = "26")]
     ChangeOperation(ChangeOperationPb),
+    #[prost(message, tag = "27")]
+    SplitShard(SplitShardPb),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -226,7 +231,7 @@ struct CreateCollectionPb {
     #[prost(message, repeated, tag = "5")]
     initial_nodes: Vec<NodesPb>,
     #[prost(message, optional, tag = "6")]
-    values: Option<ValuesPb>,
+    settings: Option<SettingsPb>,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -234,7 +239,7 @@ struct ChangeCollectionPb {
     #[prost(uint32, tag = "1")]
     collection: u32,
     #[prost(message, optional, tag = "2")]
-    values: Option<ValuesPb>,
+    settings: Option<SettingsPb>,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -277,6 +282,21 @@ struct ChangeOperationPb {
     change: u32,
     #[prost(uint64, tag = "3")]
     changes: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SplitShardPb {
+    #[prost(uint64, tag = "1")]
+    shard: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    at: Bytes,
+    #[prost(uint64, tag = "3")]
+    epoch_range: u64,
+    #[prost(uint64, tag = "4")]
+    epoch_config: u64,
+    /// Absent if an operator asked for it.
+    #[prost(uint32, optional, tag = "5")]
+    reason: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -334,7 +354,11 @@ impl MetaCommand {
             Self::UpdateNode { versions: Some(_), .. } | Self::SetClusterVersion { .. } => {
                 ClusterVersion::NODE_VERSIONS
             }
-            Self::CreateCollection { values, .. } if *values != ValueSettings::NONE => ClusterVersion::VALUE_REFS,
+            Self::CreateCollection { settings, .. } => settings.since().unwrap_or(ClusterVersion::FIRST),
+            Self::ChangeCollection { settings, .. } => {
+                self.kind_since().max(settings.since().unwrap_or(ClusterVersion::FIRST))
+            }
+            Self::MoveReplica { reason, .. } | Self::SplitShard { reason, .. } => self.kind_since().max(reason.since()),
             Self::PutSetting { key, .. } => key.parse().map_or(ClusterVersion::FIRST, Setting::since),
             Self::Batch(commands) => commands.iter().map(Self::version).max().unwrap_or(ClusterVersion::FIRST),
             other => other.kind_since(),
@@ -349,6 +373,7 @@ impl MetaCommand {
             Self::CompleteLeave { .. } => ClusterVersion::DRAINING,
             Self::ChangeCollection { .. } => ClusterVersion::VALUE_REFS,
             Self::MoveReplica { .. } | Self::ChangeOperation { .. } => ClusterVersion::OPERATIONS,
+            Self::SplitShard { .. } => ClusterVersion::SPLITS,
             Self::ReportStart { .. } => ClusterVersion::NODE_STARTS,
             Self::PrepareAuthority { .. } | Self::BeginRotation { .. } | Self::NodeCertified { .. } => {
                 ClusterVersion::AUTHORITY_ROTATION
@@ -366,9 +391,12 @@ impl MetaCommand {
             Self::UpdateNode { node, incarnation, addresses, locality, versions } => {
                 Self::UpdateNode { node, incarnation, addresses, locality, versions: versions.filter(|_| keeps) }
             }
-            Self::CreateCollection { name, sharding, buckets, replicas, initial_nodes, values } => {
-                let values = if read >= ClusterVersion::VALUE_REFS { values } else { ValueSettings::NONE };
-                Self::CreateCollection { name, sharding, buckets, replicas, initial_nodes, values }
+            Self::CreateCollection { name, sharding, buckets, replicas, initial_nodes, settings } => {
+                let settings = settings.known_to(read);
+                Self::CreateCollection { name, sharding, buckets, replicas, initial_nodes, settings }
+            }
+            Self::ChangeCollection { collection, settings } => {
+                Self::ChangeCollection { collection, settings: settings.known_to(read) }
             }
             Self::Batch(commands) => Self::Batch(commands.into_iter().map(|command| command.known_to(read)).collect()),
             other => other,
@@ -447,11 +475,11 @@ impl From<&MetaCommand> for CommandPb {
             MetaCommand::ReportStart { node, incarnation, build } => {
                 Kind::ReportStart(ReportStartPb { node: node.0, incarnation: incarnation.0, build: build.clone() })
             }
-            MetaCommand::ChangeCollection { collection, values } => Kind::ChangeCollection(ChangeCollectionPb {
+            MetaCommand::ChangeCollection { collection, settings } => Kind::ChangeCollection(ChangeCollectionPb {
                 collection: collection.0,
-                values: Some(ValuesPb::from(*values)),
+                settings: Some(SettingsPb::from(*settings)),
             }),
-            MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes, values } => {
+            MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes, settings } => {
                 let nodes = |nodes: &Vec<NodeId>| NodesPb { nodes: nodes.iter().map(|node| node.0).collect() };
                 Kind::CreateCollection(CreateCollectionPb {
                     name: name.clone(),
@@ -459,7 +487,7 @@ impl From<&MetaCommand> for CommandPb {
                     buckets: (*buckets).into(),
                     replicas: (*replicas).into(),
                     initial_nodes: initial_nodes.iter().map(nodes).collect(),
-                    values: (*values != ValueSettings::NONE).then(|| ValuesPb::from(*values)),
+                    settings: (*settings != CollectionSettings::NONE).then(|| SettingsPb::from(*settings)),
                 })
             }
             MetaCommand::DropCollection { collection } => Kind::DropCollection(collection.0),
@@ -485,6 +513,13 @@ impl From<&MetaCommand> for CommandPb {
                 operation: operation.0,
                 change: operations::change_number(*change),
                 changes: *changes,
+            }),
+            MetaCommand::SplitShard { shard, at, epoch, reason } => Kind::SplitShard(SplitShardPb {
+                shard: shard.0,
+                at: at.clone(),
+                epoch_range: epoch.range,
+                epoch_config: epoch.config,
+                reason: (*reason != OperationReason::Operator).then(|| operations::reason_number(*reason)),
             }),
             MetaCommand::ReportShard { descriptor } => Kind::ReportShard(descriptor.into()),
             MetaCommand::PutSetting { key, value } => {
@@ -579,7 +614,7 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
         Kind::CreateCollection(pb) => create_collection(pb)?,
         Kind::ChangeCollection(pb) => MetaCommand::ChangeCollection {
             collection: collection_id(pb.collection)?,
-            values: value_settings(pb.values.unwrap_or_default())?,
+            settings: collection_settings(pb.settings.unwrap_or_default())?,
         },
         Kind::DropCollection(collection) => MetaCommand::DropCollection { collection: collection_id(collection)? },
         Kind::AssignReplica(pb) => MetaCommand::AssignReplica {
@@ -604,6 +639,12 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
             operation: number(pb.operation)?,
             changes: pb.changes,
             change: operations::change(pb.change)?,
+        },
+        Kind::SplitShard(pb) => MetaCommand::SplitShard {
+            shard: number(pb.shard)?,
+            at: pb.at,
+            epoch: Epoch { range: number(pb.epoch_range)?, config: number(pb.epoch_config)? },
+            reason: pb.reason.map_or(Ok(OperationReason::Operator), operations::reason)?,
         },
         Kind::ReportShard(pb) => MetaCommand::ReportShard { descriptor: pb.try_into_descriptor()? },
         Kind::PutSetting(pb) => MetaCommand::PutSetting { key: pb.key, value: pb.value },
@@ -644,7 +685,7 @@ fn create_collection(pb: CreateCollectionPb) -> Result<MetaCommand, CodecError> 
         buckets: u16::try_from(pb.buckets).map_err(|_| CodecError::Malformed)?,
         replicas: u8::try_from(pb.replicas).map_err(|_| CodecError::Malformed)?,
         initial_nodes: pb.initial_nodes.iter().map(nodes).collect::<Result<_, _>>()?,
-        values: value_settings(pb.values.unwrap_or_default())?,
+        settings: collection_settings(pb.settings.unwrap_or_default())?,
     })
 }
 

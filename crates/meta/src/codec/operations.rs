@@ -5,10 +5,10 @@ use flotilla_placement::PlanReplica;
 use flotilla_storage::VersionNeed;
 use flotilla_types::ClusterVersion;
 
-use super::{CodecError, decode_versioned, encode_at, number, required};
-use crate::{OperationChange, OperationReason, OperationRecord, OperationState};
+use super::{CodecError, decode_versioned, encode_at, number};
+use crate::{OperationChange, OperationReason, OperationRecord, OperationState, OperationWork};
 
-#[derive(Clone, Copy, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct OperationPb {
     #[prost(uint64, tag = "1")]
     id: u64,
@@ -24,6 +24,8 @@ pub(super) struct OperationPb {
     moved: Option<MovePb>,
     #[prost(uint64, tag = "7")]
     changes: u64,
+    #[prost(message, optional, tag = "8")]
+    split: Option<SplitPb>,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -40,9 +42,23 @@ struct MovePb {
     to_node: u64,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+struct SplitPb {
+    #[prost(uint64, tag = "1")]
+    shard: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    at: Bytes,
+    #[prost(uint64, tag = "3")]
+    child: u64,
+}
+
 /// Encodes a stored operation. Its version keeps older binaries from reading it.
 pub(crate) fn encode_operation(operation: &OperationRecord) -> Bytes {
-    encode_at(VersionNeed::InForce(ClusterVersion::OPERATIONS), &OperationPb::from(operation))
+    let version = match operation.work {
+        OperationWork::Move { .. } => ClusterVersion::OPERATIONS,
+        OperationWork::Split { .. } => ClusterVersion::SPLITS,
+    };
+    encode_at(VersionNeed::InForce(version.max(operation.reason.since())), &OperationPb::from(operation))
 }
 
 /// Decodes a stored operation.
@@ -52,6 +68,15 @@ pub(crate) fn decode_operation(bytes: &[u8]) -> Result<OperationRecord, CodecErr
 
 impl From<&OperationRecord> for OperationPb {
     fn from(operation: &OperationRecord) -> Self {
+        let shard = operation.shard.0;
+        let (moved, split) = match &operation.work {
+            OperationWork::Move { from, to } => {
+                let (from_replica, from_node) = (from.replica.0, from.node.0);
+                let (to_replica, to_node) = (to.replica.0, to.node.0);
+                (Some(MovePb { shard, from_replica, from_node, to_replica, to_node }), None)
+            }
+            OperationWork::Split { at, child } => (None, Some(SplitPb { shard, at: at.clone(), child: child.0 })),
+        };
         Self {
             id: operation.id.0,
             state: number_in(&STATES, operation.state),
@@ -59,13 +84,8 @@ impl From<&OperationRecord> for OperationPb {
             started_ms: operation.started_ms,
             since_ms: operation.since_ms,
             changes: operation.changes,
-            moved: Some(MovePb {
-                shard: operation.shard.0,
-                from_replica: operation.from.replica.0,
-                from_node: operation.from.node.0,
-                to_replica: operation.to.replica.0,
-                to_node: operation.to.node.0,
-            }),
+            moved,
+            split,
         }
     }
 }
@@ -74,12 +94,19 @@ impl TryFrom<OperationPb> for OperationRecord {
     type Error = CodecError;
 
     fn try_from(pb: OperationPb) -> Result<Self, CodecError> {
-        let moved = required(pb.moved)?;
+        let (shard, work) = match (pb.moved, pb.split) {
+            (Some(moved), None) => {
+                let from = PlanReplica { replica: number(moved.from_replica)?, node: number(moved.from_node)? };
+                let to = PlanReplica { replica: number(moved.to_replica)?, node: number(moved.to_node)? };
+                (moved.shard, OperationWork::Move { from, to })
+            }
+            (None, Some(split)) => (split.shard, OperationWork::Split { at: split.at, child: number(split.child)? }),
+            (None, None) | (Some(_), Some(_)) => return Err(CodecError::Malformed),
+        };
         Ok(Self {
             id: number(pb.id)?,
-            shard: number(moved.shard)?,
-            from: PlanReplica { replica: number(moved.from_replica)?, node: number(moved.from_node)? },
-            to: PlanReplica { replica: number(moved.to_replica)?, node: number(moved.to_node)? },
+            shard: number(shard)?,
+            work,
             reason: reason(pb.reason)?,
             state: nth(&STATES, pb.state)?,
             changes: number(pb.changes)?,
@@ -99,13 +126,14 @@ const STATES: [OperationState; 5] = [
 ];
 
 /// The reasons in the order of their numbers, from 1.
-pub(super) const REASONS: [OperationReason; 6] = [
+pub(super) const REASONS: [OperationReason; 7] = [
     OperationReason::Operator,
     OperationReason::NodeDead,
     OperationReason::NodeLeaving,
     OperationReason::NodeRemoved,
     OperationReason::Spread,
     OperationReason::Balance,
+    OperationReason::Size,
 ];
 
 /// The changes in the order of their numbers, from 1.

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use flotilla_placement::{Collection, PlanReplica, Sharding};
 use flotilla_storage::VersionNeed;
 use flotilla_types::{
-    ClusterId, ClusterVersion, CollectionId, Epoch, KeyRange, Locality, OperationId, ReplicaDescriptor, ReplicaRole,
-    Role, ShardDescriptor, VersionRange,
+    ClusterId, ClusterVersion, CollectionId, Epoch, KeyRange, Locality, OperationId, ReplicaDescriptor, ReplicaId,
+    ReplicaRole, Role, ShardDescriptor, VersionRange,
 };
 use flotilla_values::Chunking;
 
@@ -16,8 +16,8 @@ use super::{
     operations::OperationPb, required,
 };
 use crate::{
-    Addresses, AuthorityRecord, KeyId, KeyRecord, MetaState, NodeRecord, NodeStart, NodeState, OperationRecord,
-    ShardRecord, TokenId, TokenRecord, ValueSettings, state::Header,
+    Addresses, AuthorityRecord, CollectionSettings, KeyId, KeyRecord, MetaState, NodeRecord, NodeStart, NodeState,
+    OperationRecord, PlannedSplit, ShardRecord, TokenId, TokenRecord, state::Header,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -87,12 +87,12 @@ struct CollectionPb {
     replicas: u32,
     /// What differs from the defaults.
     #[prost(message, optional, tag = "6")]
-    values: Option<ValuesPb>,
+    settings: Option<SettingsPb>,
 }
 
-/// Settings of large values; zero for those that are not said.
+/// Settings of a collection; zero for those of large values that are not said.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
-pub(super) struct ValuesPb {
+pub(super) struct SettingsPb {
     #[prost(uint32, tag = "1")]
     objects_from: u32,
     #[prost(uint32, tag = "2")]
@@ -101,6 +101,8 @@ pub(super) struct ValuesPb {
     chunk_average: u32,
     #[prost(uint32, tag = "4")]
     chunk_max: u32,
+    #[prost(uint64, optional, tag = "5")]
+    split_bytes: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -145,6 +147,30 @@ struct ShardPb {
     initial: Option<DescriptorPb>,
     #[prost(message, optional, tag = "7")]
     descriptor: Option<DescriptorPb>,
+    #[prost(uint64, optional, tag = "8")]
+    parent: Option<u64>,
+    #[prost(message, optional, tag = "9")]
+    split: Option<PlannedSplitPb>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PlannedSplitPb {
+    #[prost(bytes = "bytes", tag = "1")]
+    at: Bytes,
+    #[prost(uint64, tag = "2")]
+    child: u64,
+    #[prost(message, repeated, tag = "3")]
+    replicas: Vec<SplitReplicaPb>,
+    #[prost(uint64, tag = "4")]
+    operation: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct SplitReplicaPb {
+    #[prost(uint64, tag = "1")]
+    parent: u64,
+    #[prost(uint64, tag = "2")]
+    child: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -255,8 +281,7 @@ impl MetaState {
             state.collections.insert(collection.id, Arc::new(collection));
         }
         for shard in snapshot.shards {
-            let shard = ShardRecord::try_from(shard)?;
-            state.shards.insert(shard.id, Arc::new(shard));
+            state.record_shard(ShardRecord::try_from(shard)?);
         }
         for token in snapshot.tokens {
             let token = TokenRecord::try_from(token)?;
@@ -316,7 +341,18 @@ pub(crate) fn decode_node(bytes: &[u8]) -> Result<NodeRecord, CodecError> {
     decode_versioned::<NodePb>(bytes)?.try_into()
 }
 
-stored!(ShardRecord, ShardPb, encode_shard, decode_shard, ShardRecord::try_from);
+/// Encodes a shard.
+pub(crate) fn encode_shard(shard: &ShardRecord) -> Bytes {
+    let is_simple = shard.parent.is_none() && shard.split.is_none();
+    let version = if is_simple { ClusterVersion::FIRST } else { ClusterVersion::SPLITS };
+    encode_at(VersionNeed::InForce(version), &ShardPb::from(shard))
+}
+
+/// Decodes a shard.
+pub(crate) fn decode_shard(bytes: &[u8]) -> Result<ShardRecord, CodecError> {
+    decode_versioned::<ShardPb>(bytes)?.try_into()
+}
+
 stored!(TokenRecord, TokenPb, encode_token, decode_token, TokenRecord::try_from);
 
 impl From<&Header> for HeaderPb {
@@ -419,23 +455,23 @@ impl From<&Collection> for CollectionPb {
             sharding: sharding_number(collection.sharding),
             buckets: collection.buckets.into(),
             replicas: collection.replicas.into(),
-            values: said(collection).map(ValuesPb::from),
+            settings: Some(said(collection)).filter(|said| *said != CollectionSettings::NONE).map(SettingsPb::from),
         }
     }
 }
 
 /// What differs from the defaults.
-fn said(collection: &Collection) -> Option<ValueSettings> {
-    let values = ValueSettings {
+fn said(collection: &Collection) -> CollectionSettings {
+    CollectionSettings {
         objects_from: (collection.objects_from != Collection::OBJECTS_FROM_DEFAULT).then_some(collection.objects_from),
         chunking: (collection.chunking != Chunking::default()).then_some(collection.chunking),
-    };
-    (values != ValueSettings::NONE).then_some(values)
+        split_bytes: (collection.split_bytes != Collection::SPLIT_BYTES_DEFAULT).then_some(collection.split_bytes),
+    }
 }
 
 /// Encodes a collection.
 pub(crate) fn encode_collection(collection: &Collection) -> Bytes {
-    let version = said(collection).map_or(ClusterVersion::FIRST, |_| ClusterVersion::VALUE_REFS);
+    let version = said(collection).since().unwrap_or(ClusterVersion::FIRST);
     encode_at(VersionNeed::InForce(version), &CollectionPb::from(collection))
 }
 
@@ -444,21 +480,22 @@ pub(crate) fn decode_collection(bytes: &[u8]) -> Result<Collection, CodecError> 
     Collection::from_pb(decode_versioned::<CollectionPb>(bytes)?)
 }
 
-impl From<ValueSettings> for ValuesPb {
-    fn from(values: ValueSettings) -> Self {
-        let lengths = values.chunking.map(|chunking| [chunking.min(), chunking.average(), chunking.max()]);
+impl From<CollectionSettings> for SettingsPb {
+    fn from(settings: CollectionSettings) -> Self {
+        let lengths = settings.chunking.map(|chunking| [chunking.min(), chunking.average(), chunking.max()]);
         let [chunk_min, chunk_average, chunk_max] = lengths.unwrap_or_default();
-        Self { objects_from: values.objects_from.unwrap_or(0), chunk_min, chunk_average, chunk_max }
+        let objects_from = settings.objects_from.unwrap_or(0);
+        Self { objects_from, chunk_min, chunk_average, chunk_max, split_bytes: settings.split_bytes }
     }
 }
 
-pub(super) fn value_settings(values: ValuesPb) -> Result<ValueSettings, CodecError> {
-    let ValuesPb { objects_from, chunk_min, chunk_average, chunk_max } = values;
+pub(super) fn collection_settings(settings: SettingsPb) -> Result<CollectionSettings, CodecError> {
+    let SettingsPb { objects_from, chunk_min, chunk_average, chunk_max, split_bytes } = settings;
     let chunking = match (chunk_min, chunk_average, chunk_max) {
         (0, 0, 0) => None,
         (min, average, max) => Some(Chunking::new(min, average, max).map_err(|_| CodecError::Malformed)?),
     };
-    Ok(ValueSettings { objects_from: (objects_from > 0).then_some(objects_from), chunking })
+    Ok(CollectionSettings { objects_from: (objects_from > 0).then_some(objects_from), chunking, split_bytes })
 }
 
 /// `Collection` belongs to another crate, so this cannot be a `TryFrom`.
@@ -468,15 +505,16 @@ trait FromPb<Pb>: Sized {
 
 impl FromPb<CollectionPb> for Collection {
     fn from_pb(collection: CollectionPb) -> Result<Self, CodecError> {
-        let values = value_settings(collection.values.unwrap_or_default())?;
+        let settings = collection_settings(collection.settings.unwrap_or_default())?;
         Ok(Self {
             id: collection_id(collection.id)?,
             name: collection.name,
             sharding: sharding(collection.sharding)?,
             buckets: u16::try_from(collection.buckets).map_err(|_| CodecError::Malformed)?,
             replicas: u8::try_from(collection.replicas).map_err(|_| CodecError::Malformed)?,
-            objects_from: values.objects_from.unwrap_or(Self::OBJECTS_FROM_DEFAULT),
-            chunking: values.chunking.unwrap_or_default(),
+            objects_from: settings.objects_from.unwrap_or(Self::OBJECTS_FROM_DEFAULT),
+            chunking: settings.chunking.unwrap_or_default(),
+            split_bytes: settings.split_bytes.unwrap_or(Self::SPLIT_BYTES_DEFAULT),
         })
     }
 }
@@ -492,6 +530,8 @@ impl From<&ShardRecord> for ShardPb {
             intent_version: shard.intent_version,
             initial: Some((&shard.initial).into()),
             descriptor: Some((&shard.descriptor).into()),
+            parent: shard.parent.map(|parent| parent.0),
+            split: shard.split.as_ref().map(PlannedSplitPb::from),
         }
     }
 }
@@ -509,6 +549,34 @@ impl TryFrom<ShardPb> for ShardRecord {
             intent_version: number(shard.intent_version)?,
             initial: required(shard.initial)?.try_into_descriptor()?,
             descriptor: required(shard.descriptor)?.try_into_descriptor()?,
+            parent: shard.parent.map(number).transpose()?,
+            split: shard.split.map(PlannedSplit::try_from).transpose()?,
+        })
+    }
+}
+
+impl From<&PlannedSplit> for PlannedSplitPb {
+    fn from(split: &PlannedSplit) -> Self {
+        let replica = |(parent, child): &(ReplicaId, ReplicaId)| SplitReplicaPb { parent: parent.0, child: child.0 };
+        Self {
+            at: split.at.clone(),
+            child: split.child.0,
+            replicas: split.replicas.iter().map(replica).collect(),
+            operation: split.operation.0,
+        }
+    }
+}
+
+impl TryFrom<PlannedSplitPb> for PlannedSplit {
+    type Error = CodecError;
+
+    fn try_from(split: PlannedSplitPb) -> Result<Self, CodecError> {
+        let replica = |pair: &SplitReplicaPb| Ok((number(pair.parent)?, number(pair.child)?));
+        Ok(Self {
+            at: split.at,
+            child: number(split.child)?,
+            replicas: split.replicas.iter().map(replica).collect::<Result<_, CodecError>>()?,
+            operation: number(split.operation)?,
         })
     }
 }

@@ -166,6 +166,8 @@ impl From<&MetaRefusal> for RefusalPb {
             MetaRefusal::OperationEnded(operation) => (43, operation.0, 0),
             MetaRefusal::OperationTooLate(operation) => (44, operation.0, 0),
             MetaRefusal::OperationChanged(operation) => (45, operation.0, 0),
+            MetaRefusal::SplitPlanned(operation) => (46, operation.0, 0),
+            MetaRefusal::NotSplittable(shard) => (47, shard.0, 0),
         };
         let cluster = if let MetaRefusal::OtherCluster(cluster) = refusal { cluster.0.to_vec() } else { Vec::new() };
         let inner = if let MetaRefusal::InBatch { refusal, .. } = refusal {
@@ -237,6 +239,8 @@ impl TryFrom<RefusalPb> for MetaRefusal {
             43 => Self::OperationEnded(number(pb.first)?),
             44 => Self::OperationTooLate(number(pb.first)?),
             45 => Self::OperationChanged(number(pb.first)?),
+            46 => Self::SplitPlanned(number(pb.first)?),
+            47 => Self::NotSplittable(number(pb.first)?),
             _ => return Err(CodecError::Malformed),
         })
     }

@@ -9,8 +9,8 @@ use flotilla_values::Chunking;
 
 use super::*;
 use crate::{
-    Addresses, Displaced, Field, JoinRequest, KeyId, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, NodeState,
-    PreparedAuthority, SeenNode, TokenId, ValueSettings,
+    Addresses, CollectionSettings, Displaced, Field, JoinRequest, KeyId, Limit, MetaCommand, MetaRefusal, MetaReply,
+    NewNode, NodeState, PreparedAuthority, SeenNode, TokenId,
 };
 
 fn raise() -> MetaCommand {
@@ -85,6 +85,11 @@ fn commands() -> Vec<MetaCommand> {
     for reason in operations::REASONS {
         commands.push(MetaCommand::MoveReplica { shard, replica, to: NodeId(3), intent_version: 2, reason });
     }
+    let epoch = Epoch { range: 2, config: 9 };
+    for reason in operations::REASONS {
+        let at = Bytes::from_static(b"\0\0\0\x01\0\x02k");
+        commands.push(MetaCommand::SplitShard { shard, at, epoch, reason });
+    }
     for change in operations::CHANGES {
         commands.push(MetaCommand::ChangeOperation { operation: OperationId(9), changes: 3, change });
     }
@@ -100,46 +105,62 @@ fn commands() -> Vec<MetaCommand> {
             buckets: 2,
             replicas: 3,
             initial_nodes,
-            values: ValueSettings::NONE,
+            settings: CollectionSettings::NONE,
         });
     }
-    for values in value_settings() {
-        commands.push(MetaCommand::ChangeCollection { collection: CollectionId(3), values });
+    for settings in collection_settings() {
+        commands.push(MetaCommand::ChangeCollection { collection: CollectionId(3), settings });
         let (name, sharding, initial_nodes) = ("c".to_owned(), Sharding::Hash, vec![vec![NodeId(1)]]);
-        commands.push(MetaCommand::CreateCollection { name, sharding, buckets: 2, replicas: 3, initial_nodes, values });
+        commands.push(MetaCommand::CreateCollection {
+            name,
+            sharding,
+            buckets: 2,
+            replicas: 3,
+            initial_nodes,
+            settings,
+        });
     }
     commands.push(MetaCommand::Batch(commands.clone()));
     commands.push(raise());
     commands
 }
 
-fn value_settings() -> [ValueSettings; 4] {
+fn collection_settings() -> [CollectionSettings; 6] {
     let chunking = Some(Chunking::AVERAGE_64_KIB);
-    [(None, None), (Some(1 << 20), None), (None, chunking), (Some(1 << 10), chunking)]
-        .map(|(objects_from, chunking)| ValueSettings { objects_from, chunking })
+    let of_values = [(None, None), (Some(1 << 20), None), (None, chunking), (Some(1 << 10), chunking)];
+    let of_values =
+        of_values.map(|(objects_from, chunking)| CollectionSettings { objects_from, chunking, split_bytes: None });
+    let [none, first, _, last] = of_values;
+    let with_splits = [(none, 0), (last, 1 << 30)]
+        .map(|(of_values, split_bytes)| CollectionSettings { split_bytes: Some(split_bytes), ..of_values });
+    [none, first, of_values[2], last, with_splits[0], with_splits[1]]
 }
 
 #[test]
-fn settings_of_values_need_their_version_and_nothing_else_does() {
-    let version = |values: ValueSettings| {
+fn settings_of_collections_need_their_versions_and_nothing_else_does() {
+    let version = |settings: CollectionSettings| {
         let (name, sharding, initial_nodes) = ("c".to_owned(), Sharding::Hash, vec![vec![NodeId(1)]]);
-        let command = MetaCommand::CreateCollection { name, sharding, buckets: 2, replicas: 3, initial_nodes, values };
+        let command =
+            MetaCommand::CreateCollection { name, sharding, buckets: 2, replicas: 3, initial_nodes, settings };
         command.encode()[0]
     };
-    let collection = |objects_from, chunking| {
+    let collection = |objects_from, chunking, split_bytes| {
         let (id, name, sharding) = (CollectionId(3), "c".to_owned(), Sharding::Hash);
-        let collection = Collection { id, name, sharding, buckets: 2, replicas: 3, objects_from, chunking };
+        let collection =
+            Collection { id, name, sharding, buckets: 2, replicas: 3, objects_from, chunking, split_bytes };
         let encoded = encode_collection(&collection);
         assert_eq!(decode_collection(&encoded), Ok(collection));
         encoded[0]
     };
-    assert_eq!((version(ValueSettings::NONE), collection(4_096, Chunking::default())), (1, 1));
-    for values in &value_settings()[1..] {
-        let objects_from = values.objects_from.unwrap_or(4_096);
-        assert_eq!((version(*values), collection(objects_from, values.chunking.unwrap_or_default())), (5, 5));
+    for (settings, needed) in collection_settings().into_iter().zip([1, 5, 5, 5, 9, 9]) {
+        let CollectionSettings { objects_from, chunking, split_bytes } = settings;
+        let split_bytes = split_bytes.unwrap_or(64 << 20);
+        let stored = collection(objects_from.unwrap_or(4_096), chunking.unwrap_or_default(), split_bytes);
+        assert_eq!((version(settings), stored), (needed, needed));
     }
-    let change = |values| MetaCommand::ChangeCollection { collection: CollectionId(3), values };
-    let mut bytes = change(ValueSettings::NONE).encode().to_vec();
+    let change = |settings| MetaCommand::ChangeCollection { collection: CollectionId(3), settings };
+    assert_eq!(change(collection_settings()[4]).encode()[0], 9);
+    let mut bytes = change(CollectionSettings::NONE).encode().to_vec();
     assert_eq!(bytes[0], 5);
     // A binary of an earlier version refuses the kind, and so does this one.
     bytes[0] = 4;
@@ -199,10 +220,12 @@ fn replies_round_trip() {
         MetaRefusal::OperationEnded(OperationId(16)),
         MetaRefusal::OperationTooLate(OperationId(17)),
         MetaRefusal::OperationChanged(OperationId(18)),
+        MetaRefusal::SplitPlanned(OperationId(19)),
+        MetaRefusal::NotSplittable(ShardId(20)),
     ];
-    refusals.extend((1..=15).filter_map(Field::from_number).map(MetaRefusal::Invalid));
+    refusals.extend((1..=18).filter_map(Field::from_number).map(MetaRefusal::Invalid));
     refusals.extend((1..=7).filter_map(Limit::from_number).map(MetaRefusal::LimitReached));
-    assert_eq!(refusals.len(), 42 + 15 + 7);
+    assert_eq!(refusals.len(), 44 + 18 + 7);
     let nested = refusals
         .iter()
         .cloned()
@@ -256,13 +279,17 @@ fn commands_name_the_version_that_they_need() {
                 versions.is_some()
             }
             MetaCommand::SetNodeState { state, .. } => matches!(state, NodeState::Draining | NodeState::Leaving),
-            MetaCommand::CreateCollection { values: ValueSettings::NONE, .. } => false,
+            MetaCommand::CreateCollection { settings: CollectionSettings::NONE, .. } => false,
             MetaCommand::CreateCollection { .. } | MetaCommand::ChangeCollection { .. } => {
                 assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::VALUE_REFS));
                 continue;
             }
             // One of the batch needs it.
-            MetaCommand::MoveReplica { .. } | MetaCommand::ChangeOperation { .. } | MetaCommand::Batch(_) => {
+            MetaCommand::SplitShard { .. } | MetaCommand::Batch(_) => {
+                assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::SPLITS));
+                continue;
+            }
+            MetaCommand::MoveReplica { .. } | MetaCommand::ChangeOperation { .. } => {
                 assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::OPERATIONS));
                 continue;
             }

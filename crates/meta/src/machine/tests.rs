@@ -16,8 +16,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Addresses, FeedError, JoinRequest, MetaCommand, MetaFollower, MetaRefusal, NewNode, NodeState, SeenNode, TokenId,
-    ValueSettings,
+    Addresses, CollectionSettings, FeedError, JoinRequest, MetaCommand, MetaFollower, MetaRefusal, NewNode, NodeState,
+    SeenNode, TokenId,
 };
 
 /// Records in a map, with small pages so that loading needs several.
@@ -124,7 +124,7 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
         1 => (0_u64..6, 0_usize..6).prop_map(|(node, state)| MetaCommand::SetNodeState { node: NodeId(node), state: [NodeState::Active, NodeState::Draining, NodeState::Removed, NodeState::Lost, NodeState::Leaving, NodeState::Decommissioning][state] }),
         1 => (0_u64..6).prop_map(|node| MetaCommand::CompleteLeave { node: NodeId(node) }),
         1 => (0_u64..6, 0_u64..4).prop_map(|(node, incarnation)| MetaCommand::ReportStart { node: NodeId(node), incarnation: Incarnation(incarnation), build: "1".to_owned() }),
-        2 => (0_usize..3, 1_u16..4, 1_u64..4).prop_map(|(name, buckets, node)| MetaCommand::CreateCollection { name: ["a", "b", "c"][name].to_owned(), sharding: Sharding::Hash, buckets, replicas: 3, initial_nodes: vec![vec![NodeId(node)]; buckets.into()], values: ValueSettings::NONE }),
+        2 => (0_usize..3, 1_u16..4, 1_u64..4).prop_map(|(name, buckets, node)| MetaCommand::CreateCollection { name: ["a", "b", "c"][name].to_owned(), sharding: Sharding::Hash, buckets, replicas: 3, initial_nodes: vec![vec![NodeId(node)]; buckets.into()], settings: CollectionSettings::NONE }),
         1 => (1_u32..5).prop_map(|collection| MetaCommand::DropCollection { collection: CollectionId(collection) }),
         4 => (0_u64..5, 1_u64..5, 1_u64..4).prop_map(|(shard, node, intent_version)| MetaCommand::AssignReplica { shard: ShardId(shard), node: NodeId(node), intent_version }),
         2 => (0_u64..5, 1_u64..12).prop_map(|(shard, replica)| MetaCommand::UnassignReplica { shard: ShardId(shard), replica: ReplicaId(replica) }),

@@ -5,7 +5,7 @@ use flotilla_client::Client;
 
 use super::{
     failure::Failure,
-    operations::since,
+    operations::{divided, since},
     output::{Output, or_dash, table, time},
     upgrade::range,
 };
@@ -92,7 +92,11 @@ fn shard_health(shard: &ShardInfo) -> String {
 fn operations(shard: &ShardInfo) -> String {
     let operation = |operation: &OperationInfo| {
         let (kind, state) = (operation.kind.name().replace('_', " "), operation.state());
-        format!("{kind} {} on {}: {state}, for {}", operation.replica, operation.node, since(operation.since_ms))
+        let what = match operation.child {
+            Some(_) => divided(operation),
+            None => format!("{} on {}", or_dash(operation.replica), or_dash(operation.node)),
+        };
+        format!("{kind} {what}: {state}, for {}", since(operation.since_ms))
     };
     or_dash(Some(shard.operations.iter().map(operation).collect::<Vec<_>>().join("\n")).filter(|text| !text.is_empty()))
 }

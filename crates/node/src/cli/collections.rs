@@ -30,20 +30,20 @@ pub(crate) enum CollectionCommand {
         #[arg(long)]
         replicas: Option<u8>,
         #[command(flatten)]
-        values: ValueArguments,
+        settings: SettingArguments,
     },
     /// Show a collection and its settings
     Show {
         /// Name of the collection
         name: String,
     },
-    /// Change how a collection stores large values; what is stored already stays as it is
+    /// Change settings of a collection; large values that are stored already stay as they are
     #[command(arg_required_else_help = true)]
     Set {
         /// Name of the collection
         name: String,
         #[command(flatten)]
-        values: ValueArguments,
+        settings: SettingArguments,
     },
     /// List all collections
     List,
@@ -56,9 +56,9 @@ pub(crate) enum CollectionCommand {
     },
 }
 
-/// How large values are stored.
+/// Settings of a collection.
 #[derive(Debug, Args)]
-pub(crate) struct ValueArguments {
+pub(crate) struct SettingArguments {
     /// Store values of more bytes as objects, of which equal ones are stored and sent once: 1024 to 4194304 [default:
     /// 4096]
     #[arg(long, value_name = "BYTES")]
@@ -67,6 +67,11 @@ pub(crate) struct ValueArguments {
     /// `default`, or `archive` for longer chunks
     #[arg(long, value_name = "LENGTHS")]
     chunk: Option<String>,
+    /// Split a shard that has more bytes of keys and values, without what values refer to: 1024 to 1099511627776, or 0
+    /// for never. Small shards move and recover in finer steps; each costs memory, and a batch must fit one [default:
+    /// 67108864]
+    #[arg(long, value_name = "BYTES")]
+    split_bytes: Option<u64>,
 }
 
 /// How keys are distributed over shards.
@@ -81,21 +86,23 @@ pub(crate) enum ShardingArgument {
 
 pub(super) async fn run(command: CollectionCommand, client: &Client, output: Output) -> Result<(), Failure> {
     match command {
-        CollectionCommand::Create { name, sharding, buckets, shards, replicas, values } => {
+        CollectionCommand::Create { name, sharding, buckets, shards, replicas, settings } => {
             let sharding = match sharding {
                 ShardingArgument::Hash => Sharding::Hash,
                 ShardingArgument::Range => Sharding::Range,
             };
-            let ValueArguments { objects_from, chunk } = values;
-            let request = CreateCollection { name, sharding, buckets, shards, replicas, objects_from, chunk };
+            let SettingArguments { objects_from, chunk, split_bytes } = settings;
+            let request =
+                CreateCollection { name, sharding, buckets, shards, replicas, objects_from, chunk, split_bytes };
             let created = client.create_collection(&request).await?;
             output.show(&created, |collection| rows(std::slice::from_ref(collection)))
         }
-        CollectionCommand::Show { name } => output.show(&client.collection(&name).await?, settings),
-        CollectionCommand::Set { name, values } => {
-            let ValueArguments { objects_from, chunk } = values;
-            let changed = client.change_collection(&name, &ChangeCollection { objects_from, chunk }).await?;
-            output.show(&changed, settings)
+        CollectionCommand::Show { name } => output.show(&client.collection(&name).await?, described),
+        CollectionCommand::Set { name, settings } => {
+            let SettingArguments { objects_from, chunk, split_bytes } = settings;
+            let changed =
+                client.change_collection(&name, &ChangeCollection { objects_from, chunk, split_bytes }).await?;
+            output.show(&changed, described)
         }
         CollectionCommand::List => {
             let collections = client.collections().await?;
@@ -116,12 +123,17 @@ pub(super) async fn run(command: CollectionCommand, client: &Client, output: Out
     }
 }
 
-fn settings(collection: &Collection) -> String {
+fn described(collection: &Collection) -> String {
     let values = match (collection.objects_from, &collection.chunk) {
         (Some(bytes), Some(chunk)) => format!("values of more than {bytes} bytes are cut into chunks of {chunk}\n"),
         _ => String::new(),
     };
-    format!("{}\n{values}", rows(std::slice::from_ref(collection))).trim_end().to_owned()
+    let splits = match collection.split_bytes {
+        Some(0) => "shards are split by hand only\n".to_owned(),
+        Some(bytes) => format!("shards of more than {bytes} bytes are split\n"),
+        None => String::new(),
+    };
+    format!("{}\n{values}{splits}", rows(std::slice::from_ref(collection))).trim_end().to_owned()
 }
 
 fn rows(collections: &[Collection]) -> String {

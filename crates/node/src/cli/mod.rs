@@ -123,10 +123,10 @@ pub(crate) enum ClientCommand {
     /// Drain nodes, let them leave, remove them
     #[command(subcommand)]
     Node(nodes::NodeCommand),
-    /// Move replicas of shards, explain where they are, have that planned anew, and show what was decided
+    /// Split shards, move their replicas, explain where they are, have that planned anew, and show what was decided
     #[command(subcommand)]
     Shard(shard::ShardCommand),
-    /// Show what changes shards now, and pause, resume or cancel moves of replicas
+    /// Show what changes shards now, pause or resume moves of replicas and splits, and cancel moves
     #[command(subcommand)]
     Operation(operations::OperationCommand),
     /// Show how the nodes read their stored objects again to find damage, or begin a pass now

@@ -1,4 +1,4 @@
-//! `operation list|show|pause|resume|cancel`: what changes shards now, and the moves of replicas.
+//! `operation list|show|pause|resume|cancel`: what changes shards now, moves of replicas and splits of shards.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,29 +9,30 @@ use flotilla_types::OperationId;
 
 use super::{
     failure::Failure,
-    output::{Output, table},
+    output::{Output, cell, or_dash, table},
 };
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum OperationCommand {
     /// List what changes shards now, in the whole cluster
     List,
-    /// Show one operation: one that is under way, or a move that ended a short while ago; exit code 3 if there is none
+    /// Show one operation: one that is under way, or a move or split that ended a short while ago; exit code 3 if there
+    /// is none
     Show {
         /// Its id, as shown by `operation list`
         id: String,
     },
-    /// Pause a move: nothing of it is transferred, and no replica changes, until it is resumed
+    /// Pause a move: nothing of it is transferred, and no replica changes, until it is resumed; or a split
     Pause {
         /// Its id, such as `op7`
         id: OperationId,
     },
-    /// Resume a move
+    /// Resume a move or a split
     Resume {
         /// Its id, such as `op7`
         id: OperationId,
     },
-    /// Cancel a move: the shard keeps the replica that was to go. Refused once the new replica votes
+    /// Cancel a move: the shard keeps the replica that was to go. Refused once the new replica votes, and for splits
     Cancel {
         /// Its id, such as `op7`
         id: OperationId,
@@ -79,9 +80,25 @@ fn rows(operations: &[OperationInfo]) -> String {
     table(["ID", "SHARD", "NODE", "PHASE", "SINCE", "REASON"], rows)
 }
 
-/// The node of the replica, and the one that it comes from.
+/// The node of the replica, and the one that it comes from. Of a split, the new shard.
 fn nodes(operation: &OperationInfo) -> String {
-    operation.from.map_or_else(|| operation.node.to_string(), |from| format!("{from} → {}", operation.node))
+    match (operation.from, operation.child) {
+        (Some(from), _) => format!("{from} → {}", or_dash(operation.node)),
+        (None, Some(_)) => divided(operation),
+        (None, None) => or_dash(operation.node),
+    }
+}
+
+/// What a split leaves where: the new shard, and where it begins.
+pub(super) fn divided(operation: &OperationInfo) -> String {
+    let key = operation.at.as_deref().filter(|at| !at.is_empty()).map(|at| cell(at.as_bytes()));
+    let bucket = operation.bucket.map(|bucket| format!("bucket {bucket}"));
+    let at = match (key, bucket) {
+        (Some(key), Some(bucket)) => format!(" at {key} of {bucket}"),
+        (Some(at), None) | (None, Some(at)) => format!(" at {at}"),
+        (None, None) => String::new(),
+    };
+    format!("new {}{at}", or_dash(operation.child))
 }
 
 /// How long ago a phase began, by this machine's clock.

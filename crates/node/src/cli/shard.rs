@@ -1,6 +1,8 @@
-//! `shard move|explain|rebalance|decisions`: where replicas are, and why.
+//! `shard move|split|explain|rebalance|decisions`: where shards and their replicas are, and why.
 
+mod follow;
 mod moves;
+mod splits;
 
 use clap::Subcommand;
 use flotilla_api::{
@@ -22,6 +24,8 @@ const ALTERNATIVES_SHOWN_MAX: usize = 4;
 pub(crate) enum ShardCommand {
     /// Move a replica of a shard from one node to another while both serve
     Move(moves::Arguments),
+    /// Split a shard in two while it serves: the new one gets the keys from one on, on the same nodes
+    Split(splits::Arguments),
     /// Explain why each replica of a shard is where it is, or where it goes, and why no other node gets it
     Explain {
         /// Id of the shard, such as s4
@@ -45,6 +49,7 @@ pub(crate) enum ShardCommand {
 pub(super) async fn run(command: ShardCommand, client: &Client, output: Output) -> Result<(), Failure> {
     match command {
         ShardCommand::Move(arguments) => moves::run(&arguments, client, output).await,
+        ShardCommand::Split(arguments) => splits::run(arguments, client, output).await,
         ShardCommand::Explain { shard } => output.show(&client.explain_shard(shard).await?, explanation),
         ShardCommand::Rebalance { dry_run } => output.show(&client.rebalance(dry_run).await?, rebalancing),
         ShardCommand::Decisions { limit } => output.show(&client.decisions(limit.into()).await?, decisions),

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use flotilla_api::{
     AuthorityStatus, ChangeCollection, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection,
     DecisionList, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, MoveShard, NodeChange, NodeTraffic,
@@ -18,13 +19,15 @@ use flotilla_api::{
     UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
-use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, StoreError};
+use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, Store, StoreError};
 use flotilla_identity::{ClientKey, JoinToken, TokenId};
-use flotilla_meta::{BUCKETS_MAX, Liveness, MetaCommand, MetaRefusal, MetaReply, NodeState, Setting, ValueSettings};
+use flotilla_meta::{
+    BUCKETS_MAX, CollectionSettings, Liveness, MetaCommand, MetaRefusal, MetaReply, NodeState, Setting,
+};
 use flotilla_placement::Sharding;
 use flotilla_replication::{Handle, ReplicaStatus, clock};
 use flotilla_transport::Transport;
-use flotilla_types::{ClusterVersion, NodeId, OperationId, ShardId, VersionRange};
+use flotilla_types::{NodeId, OperationId, ShardId, VersionRange};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::broadcast;
 
@@ -35,7 +38,7 @@ use super::{
     consistency,
     events::Events,
     health, metrics,
-    node_change::{self, Facts, disks, preflight_of},
+    node_change::{self, Facts, disks, preflight_of, version_missing},
     operations, placement, scrub, status,
 };
 
@@ -46,6 +49,8 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Implements [`Admin`] for a running node.
 pub(crate) struct NodeAdmin {
+    /// Finds where to split shards.
+    pub(crate) store: Store,
     pub(crate) identity: IdentityWatch,
     pub(crate) desk: AuthorityDesk,
     pub(crate) topology: Arc<Topology>,
@@ -107,12 +112,13 @@ impl NodeAdmin {
         if let Some(refusal) = misfit(request.sharding, shards, buckets) {
             return Err(StoreError::Refused(refusal).into());
         }
-        let values = self.values(request.objects_from, request.chunk.as_deref())?;
+        let CreateCollection { objects_from, chunk, split_bytes, .. } = request.clone();
+        let settings = self.settings(ChangeCollection { objects_from, chunk, split_bytes })?;
         let matches = |found: &Collection| {
             found.sharding == request.sharding
                 && found.buckets == buckets
                 && found.replicas == replicas
-                && has_values(found, values)
+                && has_settings(found, settings)
         };
         if let Some(found) = self.find(&request.name) {
             return if matches(&found) { Ok(found) } else { Err(StoreError::CollectionExists(request.name).into()) };
@@ -124,7 +130,7 @@ impl NodeAdmin {
             buckets,
             replicas,
             initial_nodes: meta.initial_nodes(shards, replicas, |node| self.liveness(node)),
-            values,
+            settings,
         };
         let name = request.name.clone();
         match self.propose(command, deadline).await {
@@ -138,35 +144,29 @@ impl NodeAdmin {
         self.find(&name).ok_or_else(|| StoreError::OutcomeUnknown { shard: ShardId::META }.into())
     }
 
-    /// What a request says of large values.
-    fn values(&self, objects_from: Option<u32>, chunk: Option<&str>) -> Result<ValueSettings, AdminError> {
+    /// What a request says of a collection's settings.
+    fn settings(&self, request: ChangeCollection) -> Result<CollectionSettings, AdminError> {
         let refused = |refusal: String| AdminError::from(StoreError::Refused(refusal));
+        let ChangeCollection { objects_from, chunk, split_bytes } = request;
         let chunking =
             chunk.map(|chunk| chunk.parse().map_err(|error| refused(format!("`chunk`: {error}")))).transpose()?;
-        let values = ValueSettings { objects_from, chunking };
-        let in_force = self.topology.meta().cluster_version();
-        if values != ValueSettings::NONE && in_force < ClusterVersion::VALUE_REFS {
-            let needed = ClusterVersion::VALUE_REFS;
-            return Err(refused(format!(
-                "large values need version {needed} of the cluster, and {in_force} is in force: upgrade all nodes, then \
-                 run `flotilla upgrade finish`"
-            )));
-        }
-        Ok(values)
+        let settings = CollectionSettings { objects_from, chunking, split_bytes };
+        let missing = settings.since().and_then(|needed| version_missing(&self.topology.meta(), needed));
+        missing.map_or(Ok(settings), |missing| Err(refused(missing)))
     }
 
-    async fn change_values(
+    async fn change_settings(
         &self,
         name: String,
         request: ChangeCollection,
         deadline: Instant,
     ) -> Result<Collection, AdminError> {
-        let values = self.values(request.objects_from, request.chunk.as_deref())?;
+        let settings = self.settings(request)?;
         let found = self.find(&name).ok_or_else(|| StoreError::CollectionNotFound(name.clone()))?;
-        if !has_values(&found, values) {
-            self.propose(MetaCommand::ChangeCollection { collection: found.id, values }, deadline).await?;
+        if !has_settings(&found, settings) {
+            self.propose(MetaCommand::ChangeCollection { collection: found.id, settings }, deadline).await?;
             self.wait_until(deadline, |meta| {
-                meta.collection(&name).is_none_or(|found| has_values(&status::collection(found), values))
+                meta.collection(&name).is_none_or(|found| has_settings(&status::collection(found), settings))
             })
             .await;
         }
@@ -382,10 +382,11 @@ fn liveness(topology: &Topology, node: NodeId) -> Liveness {
 }
 
 /// Whether a collection has these settings, as far as they are said.
-fn has_values(found: &Collection, values: ValueSettings) -> bool {
+fn has_settings(found: &Collection, settings: CollectionSettings) -> bool {
     let has = |said: Option<String>, found: &Option<String>| said.is_none() || said == *found;
-    (values.objects_from.is_none() || values.objects_from == found.objects_from)
-        && has(values.chunking.map(|chunking| chunking.to_string()), &found.chunk)
+    (settings.objects_from.is_none() || settings.objects_from == found.objects_from)
+        && (settings.split_bytes.is_none() || settings.split_bytes == found.split_bytes)
+        && has(settings.chunking.map(|chunking| chunking.to_string()), &found.chunk)
 }
 
 /// Why a collection cannot have as many shards. Other limits are for the metadata group to check.
@@ -502,11 +503,15 @@ impl Admin for NodeAdmin {
     }
 
     fn operation(&self, operation: OperationId, deadline: Instant) -> AdminFuture<'_, OperationInfo> {
-        Box::pin(self.show_move(operation, deadline))
+        Box::pin(self.show_operation(operation, deadline))
     }
 
     fn move_shard(&self, shard: ShardId, request: MoveShard, deadline: Instant) -> AdminFuture<'_, OperationInfo> {
         Box::pin(self.begin_move(shard, request, deadline))
+    }
+
+    fn split_shard(&self, shard: ShardId, at: Option<Bytes>, deadline: Instant) -> AdminFuture<'_, OperationInfo> {
+        Box::pin(self.begin_split(shard, at, deadline))
     }
 
     fn change_operation(
@@ -515,7 +520,7 @@ impl Admin for NodeAdmin {
         verb: OperationVerb,
         deadline: Instant,
     ) -> AdminFuture<'_, OperationInfo> {
-        Box::pin(self.change_move(operation, verb, deadline))
+        Box::pin(self.change_recorded(operation, verb, deadline))
     }
 
     fn explain(&self, shard: ShardId, deadline: Instant) -> AdminFuture<'_, ShardExplanation> {
@@ -572,7 +577,7 @@ impl Admin for NodeAdmin {
         request: ChangeCollection,
         deadline: Instant,
     ) -> AdminFuture<'_, Collection> {
-        Box::pin(self.change_values(name, request, deadline))
+        Box::pin(self.change_settings(name, request, deadline))
     }
 
     fn drop_collection(&self, name: String, deadline: Instant) -> AdminFuture<'_, ()> {

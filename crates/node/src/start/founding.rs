@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use flotilla_control::{Shards, next_version};
 use flotilla_failpoints::{Place, reached};
 use flotilla_identity::{ClientKey, NodeIdentity};
-use flotilla_meta::{Addresses, KeyId, Liveness, MetaCommand, MetaReply, MetaState, NewNode, ValueSettings};
+use flotilla_meta::{Addresses, CollectionSettings, KeyId, Liveness, MetaCommand, MetaReply, MetaState, NewNode};
 use flotilla_placement::Sharding;
 use flotilla_replication::Handle;
 use flotilla_types::{
@@ -90,7 +90,7 @@ impl Founding {
             buckets: BUCKETS_DEFAULT,
             replicas: REPLICAS_DEFAULT,
             initial_nodes: meta.initial_nodes(self.shards, REPLICAS_DEFAULT, |_| Liveness::Live),
-            values: ValueSettings::NONE,
+            settings: CollectionSettings::NONE,
         };
         matches!(shards.propose_meta(&create, PROPOSE_TIMEOUT).await, Ok(MetaReply::Collection { .. }))
     }

@@ -157,6 +157,9 @@ fn operations(text: &mut Text, shards: &[ShardInfo]) {
     let all = || shards.iter().flat_map(|shard| &shard.operations);
     let labels = |operation: &OperationInfo| {
         let OperationInfo { kind, shard, replica, node, .. } = operation;
+        // A split has neither.
+        let replica = replica.map_or_else(String::new, |replica| replica.to_string());
+        let node = node.map_or_else(String::new, |node| node.to_string());
         format!(r#"kind="{kind}",shard="{shard}",replica="{replica}",node="{node}""#)
     };
     let since =

@@ -27,6 +27,7 @@ mod places;
 mod scrub;
 mod security;
 mod shard_view;
+mod splits;
 mod status;
 #[cfg(test)]
 mod testing;
@@ -301,6 +302,7 @@ async fn serve(
     };
     folder.set_ca_pem(&identity.ca_pem())?;
     let admin = NodeAdmin {
+        store: store.clone(),
         audit: Audit::open(&config.data_dir, identity.node())?,
         notes: security::notes(&config),
         identity: renewed.subscribe(),

@@ -2,18 +2,16 @@
 
 use std::time::Instant;
 
-use flotilla_api::{MoveShard, OperationInfo, OperationProgress, OperationVerb};
+use flotilla_api::{Encoding, MoveShard, OperationInfo, OperationProgress};
 use flotilla_gateway::{AdminError, StoreError};
-use flotilla_meta::{
-    Liveness, MetaCommand, MetaReply, MetaState, OperationChange, OperationReason, OperationRecord, OperationState,
-};
-use flotilla_placement::brings_closer;
-use flotilla_types::{ClusterVersion, NodeId, OperationId, OperationKind, OperationPhase, ShardId};
+use flotilla_meta::{Liveness, MetaCommand, MetaReply, MetaState, OperationReason, OperationRecord, OperationState};
+use flotilla_placement::{PlanReplica, brings_closer};
+use flotilla_types::{ClusterVersion, NodeId, OperationKind, OperationPhase, ShardId};
 
 use super::{
     admin::NodeAdmin,
     node_change::version_missing,
-    operations::{Parts, departure},
+    operations::{busy_with, departure},
 };
 
 impl NodeAdmin {
@@ -29,37 +27,7 @@ impl NodeAdmin {
             return Err(StoreError::OutcomeUnknown { shard: ShardId::META }.into());
         };
         self.wait_until(deadline, |meta| meta.operation(id).is_some()).await;
-        self.show_move(id, deadline).await
-    }
-
-    /// Pauses, resumes or cancels a move.
-    pub(super) async fn change_move(
-        &self,
-        id: OperationId,
-        verb: OperationVerb,
-        deadline: Instant,
-    ) -> Result<OperationInfo, AdminError> {
-        let known = self.topology.meta();
-        let changes = known.operation(id).ok_or(AdminError::OperationNotFound(id))?.changes;
-        let (change, state) = match verb {
-            OperationVerb::Pause => (OperationChange::Pause, OperationState::Paused),
-            OperationVerb::Resume => (OperationChange::Resume, OperationState::Running),
-            OperationVerb::Cancel => (OperationChange::Cancel, OperationState::Cancelled),
-        };
-        self.propose(MetaCommand::ChangeOperation { operation: id, changes, change }, deadline).await?;
-        let is_visible = |meta: &MetaState| {
-            meta.operation(id).is_none_or(|operation| operation.state == state || operation.state.has_ended())
-        };
-        self.wait_until(deadline, is_visible).await;
-        self.show_move(id, deadline).await
-    }
-
-    /// A move, with what the nodes say of it.
-    pub(super) async fn show_move(&self, id: OperationId, deadline: Instant) -> Result<OperationInfo, AdminError> {
-        let reported = self.reported_operations(deadline).await.operations;
-        let meta = self.topology.meta();
-        let operation = meta.operation(id).ok_or(AdminError::OperationNotFound(id))?;
-        Ok(describe(operation, &meta, self.topology.node(), Parts::of(&reported).of_move(operation)))
+        self.show_operation(id, deadline).await
     }
 }
 
@@ -80,9 +48,8 @@ fn move_command(
         let nodes: Vec<_> = record.intent.iter().map(|held| held.node.to_string()).collect();
         return Err(refused(format!("{from} has no replica of {shard}; these nodes have one: {}", nodes.join(", "))));
     };
-    if let Some(operation) = meta.running_of(shard).next() {
-        let id = operation.id;
-        return Err(refused(format!("{id} moves a replica of {shard} already; wait for it, or cancel it")));
+    if let Some(reason) = busy_with(meta, shard) {
+        return Err(refused(reason));
     }
     meta.node(to).ok_or(AdminError::NodeNotFound(to))?;
     if let Some(held) = record.desired_on(to) {
@@ -104,6 +71,7 @@ fn move_command(
 /// A move as it is shown; `parts` is what nodes say of it.
 pub(super) fn describe(
     operation: &OperationRecord,
+    (from, to): (PlanReplica, PlanReplica),
     meta: &MetaState,
     me: NodeId,
     parts: &[&OperationInfo],
@@ -130,11 +98,15 @@ pub(super) fn describe(
         id: operation.id.to_string(),
         kind: OperationKind::MoveReplica,
         phase,
-        reason: reason(operation, meta),
+        reason: reason(operation.reason, from.node, meta),
         shard: operation.shard,
-        replica: operation.to.replica,
-        node: operation.to.node,
-        from: Some(operation.from.node),
+        replica: Some(to.replica),
+        node: Some(to.node),
+        from: Some(from.node),
+        child: None,
+        at: None,
+        encoding: Encoding::default(),
+        bucket: None,
         part_of: None,
         reported_by: added.or(removed).map_or(me, |found| found.reported_by),
         since_ms: added.filter(|_| phase == under_way()).map_or(operation.since_ms, |found| found.since_ms),
@@ -144,10 +116,9 @@ pub(super) fn describe(
     }
 }
 
-/// Why a move was decided, in words.
-pub(super) fn reason(operation: &OperationRecord, meta: &MetaState) -> String {
-    let from = operation.from.node;
-    match operation.reason {
+/// Why a move away from a node was decided, in words.
+pub(super) fn reason(reason: OperationReason, from: NodeId, meta: &MetaState) -> String {
+    match reason {
         OperationReason::Operator => "an operator asked for it".to_owned(),
         OperationReason::NodeDead => format!("{from} is dead"),
         OperationReason::NodeLeaving => {
@@ -156,5 +127,6 @@ pub(super) fn reason(operation: &OperationRecord, meta: &MetaState) -> String {
         OperationReason::NodeRemoved => format!("{from} was removed"),
         OperationReason::Spread => "replicas of the shard shared more of their locality than necessary".to_owned(),
         OperationReason::Balance => format!("{from} held more than its share of the replicas"),
+        OperationReason::Size => "the shard had grown".to_owned(),
     }
 }

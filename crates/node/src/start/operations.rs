@@ -1,15 +1,70 @@
 //! What changes shards, for operators: the reports of nodes with the reasons that the metadata gives.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
-use flotilla_api::{OperationInfo, OperationList, OperationProgress};
+use flotilla_api::{Encoding, OperationInfo, OperationList, OperationProgress, OperationVerb};
 use flotilla_control::{OPERATIONS_MAX, Operation, Operations};
-use flotilla_meta::{MetaState, NodeState, OperationRecord, ShardRecord};
-use flotilla_types::{NodeId, OperationKind, ReplicaRole};
+use flotilla_gateway::AdminError;
+use flotilla_meta::{
+    MetaCommand, MetaState, NodeState, OperationChange, OperationRecord, OperationState, OperationWork, ShardRecord,
+};
+use flotilla_types::{NodeId, OperationId, OperationKind, ReplicaRole, ShardId};
 
-use super::moves;
+use super::{admin::NodeAdmin, moves, splits};
 
-/// Joins the reports of nodes, with the moves that they are parts of; a node without one is listed as silent.
+impl NodeAdmin {
+    /// Pauses, resumes or cancels an operation that the metadata records.
+    pub(super) async fn change_recorded(
+        &self,
+        id: OperationId,
+        verb: OperationVerb,
+        deadline: Instant,
+    ) -> Result<OperationInfo, AdminError> {
+        let known = self.topology.meta();
+        let changes = known.operation(id).ok_or(AdminError::OperationNotFound(id))?.changes;
+        let (change, state) = match verb {
+            OperationVerb::Pause => (OperationChange::Pause, OperationState::Paused),
+            OperationVerb::Resume => (OperationChange::Resume, OperationState::Running),
+            OperationVerb::Cancel => (OperationChange::Cancel, OperationState::Cancelled),
+        };
+        self.propose(MetaCommand::ChangeOperation { operation: id, changes, change }, deadline).await?;
+        let is_visible = |meta: &MetaState| {
+            meta.operation(id).is_none_or(|operation| operation.state == state || operation.state.has_ended())
+        };
+        self.wait_until(deadline, is_visible).await;
+        self.show_operation(id, deadline).await
+    }
+
+    /// An operation that the metadata records, with what the nodes say of it.
+    pub(super) async fn show_operation(&self, id: OperationId, deadline: Instant) -> Result<OperationInfo, AdminError> {
+        let reported = self.reported_operations(deadline).await.operations;
+        let meta = self.topology.meta();
+        let operation = meta.operation(id).ok_or(AdminError::OperationNotFound(id))?;
+        Ok(recorded(operation, &meta, self.topology.node(), &Parts::of(&reported)))
+    }
+}
+
+/// An operation that the metadata records, as it is shown.
+fn recorded(operation: &OperationRecord, meta: &MetaState, me: NodeId, parts: &Parts<'_>) -> OperationInfo {
+    match &operation.work {
+        OperationWork::Move { from, to } => {
+            moves::describe(operation, (*from, *to), meta, me, parts.of_move(operation))
+        }
+        OperationWork::Split { at, child } => splits::describe(operation, at, *child, meta, me),
+    }
+}
+
+/// Why an operator's change of a shard has to wait for another one, if it has.
+pub(super) fn busy_with(meta: &MetaState, shard: ShardId) -> Option<String> {
+    let operation = meta.running_of(shard).next()?;
+    let id = operation.id;
+    Some(match operation.work {
+        OperationWork::Move { .. } => format!("{id} moves a replica of {shard} already; wait for it, or cancel it"),
+        OperationWork::Split { .. } => format!("{id} splits {shard} already; wait for it"),
+    })
+}
+
+/// Joins the reports of nodes, with the moves that they are parts of, and the splits; a node without one is listed as silent.
 pub(super) fn list(
     reports: Vec<(NodeId, Option<Operations>)>,
     meta: &MetaState,
@@ -27,17 +82,12 @@ pub(super) fn list(
     }
     let parts = Parts::of(&list.operations);
     let mut running = meta.running();
-    let mut moves: Vec<_> = running
-        .by_ref()
-        .take(OPERATIONS_MAX)
-        .map(|operation| moves::describe(operation, meta, me, parts.of_move(operation)))
-        .collect();
+    let shown = running.by_ref().take(OPERATIONS_MAX).map(|operation| recorded(operation, meta, me, &parts));
+    let mut shown: Vec<_> = shown.collect();
     list.more = list.more.saturating_add(running.count() as u64);
-    list.operations.append(&mut moves);
-    list.operations.sort_by_key(|operation| {
-        let is_part = operation.kind != OperationKind::MoveReplica;
-        (operation.shard, is_part, operation.kind, operation.replica)
-    });
+    list.operations.append(&mut shown);
+    list.operations
+        .sort_by_key(|operation| (operation.shard, !operation.kind.is_recorded(), operation.kind, operation.replica));
     list
 }
 
@@ -68,9 +118,13 @@ fn describe(operation: &Operation, reported_by: NodeId, meta: &MetaState, wall_m
         phase: operation.phase,
         reason: reason(operation, reported_by, meta),
         shard: operation.shard,
-        replica: operation.replica,
-        node: operation.node,
+        replica: Some(operation.replica),
+        node: Some(operation.node),
         from: None,
+        child: None,
+        at: None,
+        encoding: Encoding::default(),
+        bucket: None,
         part_of: move_of(operation, meta).map(|of| of.id.to_string()),
         reported_by,
         since_ms: operation.since_ms,
@@ -99,11 +153,14 @@ fn progress(operation: &Operation, wall_ms: u64) -> OperationProgress {
 /// Why an operation is done, as far as the metadata shows it.
 fn reason(operation: &Operation, reported_by: NodeId, meta: &MetaState) -> String {
     let Some(record) = meta.shard(operation.shard) else { return "the shard is being dropped".to_owned() };
-    if let Some(of) = move_of(operation, meta).filter(|_| operation.kind != OperationKind::ReceiveSnapshot) {
-        return moves::reason(of, meta);
+    let of = move_of(operation, meta).filter(|_| operation.kind != OperationKind::ReceiveSnapshot);
+    if let Some((of, (from, _))) = of.and_then(|of| Some((of, of.moved()?))) {
+        return moves::reason(of.reason, from.node, meta);
     }
     match operation.kind {
         OperationKind::AddReplica | OperationKind::MoveReplica => added(record, meta),
+        // The metadata records these; no node reports one.
+        OperationKind::SplitShard => "the shard is to be split".to_owned(),
         OperationKind::RemoveReplica => {
             departure(operation.node, meta).unwrap_or_else(|| "placement moves it to another node".to_owned())
         }
@@ -116,11 +173,13 @@ fn reason(operation: &Operation, reported_by: NodeId, meta: &MetaState) -> Strin
 
 /// The move that an operation is a part of.
 fn move_of<'a>(operation: &Operation, meta: &'a MetaState) -> Option<&'a OperationRecord> {
-    meta.running_of(operation.shard).find(|of| match operation.kind {
-        OperationKind::AddReplica | OperationKind::ReceiveSnapshot => of.to.replica == operation.replica,
-        OperationKind::RemoveReplica => of.from.replica == operation.replica,
-        OperationKind::TransferLeader | OperationKind::MoveReplica => false,
-    })
+    let is_part = |of: &&OperationRecord| match (of.moved(), operation.kind) {
+        (Some((_, to)), OperationKind::AddReplica | OperationKind::ReceiveSnapshot) => to.replica == operation.replica,
+        (Some((from, _)), OperationKind::RemoveReplica) => from.replica == operation.replica,
+        (Some(_), OperationKind::TransferLeader | OperationKind::MoveReplica | OperationKind::SplitShard)
+        | (None, _) => false,
+    };
+    meta.running_of(operation.shard).find(is_part)
 }
 
 fn added(record: &ShardRecord, meta: &MetaState) -> String {

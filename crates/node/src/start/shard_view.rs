@@ -4,13 +4,18 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use flotilla_api::{FollowerInfo, LocalReplica, LocalRole, ReplicaInfo, ShardInfo};
 use flotilla_control::MemberState;
 use flotilla_meta::{MetaState, NodeState as RecordState, ShardRecord};
+use flotilla_placement::{Collection, Sharding};
 use flotilla_replication::{GroupStatus, ReplicaStatus, Replicas, Role};
-use flotilla_types::{CollectionId, NodeId, ReplicaId, ReplicaRole, ShardDescriptor, ShardId};
+use flotilla_types::{KeyRange, NodeId, RecordKey, ReplicaId, ReplicaRole, ShardDescriptor, ShardId};
 
 use super::health::{Leadership, ShardFacts, Voter};
+
+/// Bytes of a key that are shown.
+const KEY_BYTES_SHOWN_MAX: usize = 32;
 
 /// What this node knows, arranged for one pass over the shards.
 pub(super) struct ShardView<'a> {
@@ -71,7 +76,7 @@ impl<'a> ShardView<'a> {
         ShardInfo {
             id: record.id,
             collection: collection.map(|collection| collection.name.clone()),
-            range: range_of(record),
+            range: range_of(&descriptor.range, collection),
             leader,
             replicas: descriptor
                 .replicas
@@ -150,15 +155,37 @@ impl<'a> ShardView<'a> {
     }
 }
 
-fn range_of(record: &ShardRecord) -> String {
-    if record.collection == CollectionId::SYSTEM {
-        return "metadata".to_owned();
+/// The keys of a shard, in words.
+fn range_of(range: &KeyRange, collection: Option<&Collection>) -> String {
+    let Some(collection) = collection else { return "metadata".to_owned() };
+    let key = |bytes: &Bytes| RecordKey::from_bytes(bytes.clone()).filter(|key| key.collection() == collection.id);
+    let start = key(&range.start).map_or((0, Bytes::new()), |key| (key.bucket().0, key.user_key()));
+    let end = key(&range.end).map_or((collection.buckets, Bytes::new()), |key| (key.bucket().0, key.user_key()));
+    if collection.sharding == Sharding::Range {
+        let end_key = Some(&end.1).filter(|_| end.0 == 0);
+        return match (start.1.is_empty(), end_key) {
+            (true, None) => "all keys".to_owned(),
+            (true, Some(end)) => format!("keys before {}", shown(end)),
+            (false, None) => format!("keys from {}", shown(&start.1)),
+            (false, Some(end)) => format!("keys from {} to before {}", shown(&start.1), shown(end)),
+        };
     }
-    let bucket = |key: &bytes::Bytes| flotilla_types::RecordKey::from_bytes(key.clone()).map(|key| key.bucket().0);
-    match (bucket(&record.initial.range.start), bucket(&record.initial.range.end)) {
-        (Some(first), Some(end)) if end > first + 1 => format!("buckets {first}–{}", end - 1),
-        (Some(first), Some(_)) => format!("bucket {first}"),
-        _ => "all keys".to_owned(),
+    if start.1.is_empty() && end.1.is_empty() {
+        let (first, last) = (start.0, end.0.saturating_sub(1));
+        return if last > first { format!("buckets {first}–{last}") } else { format!("bucket {first}") };
+    }
+    let bound = |(bucket, key): (u16, Bytes)| match &key[..] {
+        [] => format!("bucket {bucket}"),
+        key => format!("{} of bucket {bucket}", shown(key)),
+    };
+    format!("from {} to before {}", bound(start), bound(end))
+}
+
+/// The beginning of a key, so that every terminal shows it and obeys nothing in it.
+fn shown(key: &[u8]) -> String {
+    match key.get(..KEY_BYTES_SHOWN_MAX) {
+        Some(first) if first.len() < key.len() => format!("\"{}…\"", first.escape_ascii()),
+        _ => format!("\"{}\"", key.escape_ascii()),
     }
 }
 

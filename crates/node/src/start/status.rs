@@ -209,6 +209,7 @@ pub(crate) fn collection(collection: &flotilla_placement::Collection) -> Collect
         replicas: collection.replicas,
         objects_from: Some(collection.objects_from),
         chunk: Some(collection.chunking.to_string()),
+        split_bytes: Some(collection.split_bytes),
     }
 }
 

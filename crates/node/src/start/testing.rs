@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use flotilla_meta::{
-    Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode, TokenId as JoinTokenId,
-    ValueSettings,
+    Addresses, CollectionSettings, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode,
+    TokenId as JoinTokenId,
 };
 use flotilla_placement::Sharding;
 use flotilla_replication::{GroupStatus, ReplicaStatus, Role};
@@ -56,7 +56,7 @@ impl Metadata {
                 buckets: u16::try_from(shards.len()).expect("few shards"),
                 replicas: 3,
                 initial_nodes: shards.iter().map(|nodes| nodes.iter().copied().map(NodeId).collect()).collect(),
-                values: ValueSettings::NONE,
+                settings: CollectionSettings::NONE,
             });
         }
         self.state().shards().map(|shard| shard.id).filter(|shard| *shard != ShardId::META).collect()

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use flotilla_storage::{MachineError, WriteSet};
-use flotilla_types::{ByteOrder, ClusterVersion, LogIndex, ObjectId, ReplicaId};
+use flotilla_types::{ByteOrder, ClusterVersion, LogIndex, ObjectId, ReplicaId, ShardId};
 
 /// Entries between two samples: near the end, before, and further before.
 const SPACINGS: [u64; 3] = [256, 4_096, 65_536];
@@ -90,6 +90,15 @@ impl Chain {
     pub(super) fn begin(index: LogIndex, copied: Option<LogIndex>) -> Self {
         let digest = *blake3::hash(&index.0.to_be_bytes()).as_bytes();
         Self { begun: index, digest, copied, samples: VecDeque::new(), folds: VecDeque::new(), bases: VecDeque::new() }
+    }
+
+    /// The chain of a shard that is split off after this entry, and that begins at `index`: whether the state differed
+    /// before can be seen in it, too.
+    pub(super) fn split_off(&self, shard: ShardId, index: LogIndex) -> Self {
+        let mut digest = blake3::Hasher::new_keyed(&self.digest);
+        digest.update(&shard.0.to_be_bytes());
+        let copied = self.copied.map(|_| index);
+        Self { digest: *digest.finalize().as_bytes(), ..Self::begin(index, copied) }
     }
 
     /// An entry has changed the state: in one pass over what it wrote.

@@ -179,6 +179,7 @@ impl<T> Core<T> {
         replica.entry_bytes.forget(to.0);
         replica.log_refs.truncated(id, to.0, effects);
         self.raft.step(consensus::Input::Truncated { replica: id, to }, &mut self.raft_effects);
+        self.resume_split(id, effects);
         self.step_pending_snapshot(id, effects);
         self.checkpoint_if_due(id, effects);
     }
@@ -204,15 +205,23 @@ impl<T> Core<T> {
         } else {
             replica.checkpointing = Checkpointing::Idle;
             replica.checkpoint_wanted = true;
+            replica.end_split();
             self.schedule.checkpointing.remove(&id);
             self.schedule.checkpoints.insert(id);
+            self.resume_split(id, effects);
             self.step_pending_snapshot(id, effects);
         }
     }
 
     /// The objects are durable: one synced batch moves the checkpoint pointer and truncates entries that it
     /// covers.
-    pub(super) fn on_built(&mut self, id: ReplicaId, checkpoint: Option<Checkpoint>, effects: &mut Effects<T>) {
+    pub(super) fn on_built(
+        &mut self,
+        id: ReplicaId,
+        checkpoint: Option<Checkpoint>,
+        split: Option<Box<Checkpoint>>,
+        effects: &mut Effects<T>,
+    ) {
         let Some(group) = self.raft.group(id) else { return };
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         if replica.checkpointing != Checkpointing::Building {
@@ -236,6 +245,9 @@ impl<T> Core<T> {
             done: Done::Checkpointed { replica: id, checkpoint, truncate },
             after: Vec::new(),
         });
+        if let Some(split) = split {
+            self.create_split_off(id, *split, effects);
+        }
     }
 
     pub(super) fn on_checkpointed(
@@ -272,7 +284,9 @@ impl<T> Core<T> {
             // It goes on by the log.
             Self::end_receiving(id, replica, effects);
         }
+        self.resume_split(id, effects);
         self.step_pending_snapshot(id, effects);
+        self.propose_asked_split(id, effects);
         self.start_due_checkpoints(effects);
         self.on_fold_due(id, due.fold);
         let folds_here = Folding::of(self.cluster_version) == Folding::Local && due.fold.is_some();

@@ -1,10 +1,10 @@
 //! Effects of the core: plain data, so that a simulator can perform them.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_consensus::{GroupError, GroupStatus, ShardChange};
-use flotilla_storage::{ReplicaWrite, Usage};
+use flotilla_storage::{CountAhead, ReplicaWrite, StateReader, Usage};
 use flotilla_types::{
     Checkpoint, CheckpointFormat, ClusterVersion, ConfState, Entry, Folding, Holder, Incarnation, LogIndex, Message,
     NodeId, ObjectId, ObjectRef, ReplicaId, ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
@@ -111,6 +111,13 @@ pub enum ApplyTask<T> {
         /// The queries.
         queries: Vec<Query<T>>,
     },
+    /// Begin to count what a split would give up.
+    CountAhead {
+        /// The replica.
+        replica: ReplicaId,
+        /// The first key that it would give up.
+        at: Bytes,
+    },
     /// Freeze the memtable for a checkpoint.
     Freeze {
         /// The replica.
@@ -140,6 +147,25 @@ pub struct Gather {
     pub spares: bool,
 }
 
+/// A count of what a split would give up.
+#[derive(Clone)]
+pub struct Count {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// The first key that it would give up.
+    pub at: Bytes,
+    /// What counts.
+    pub counting: Arc<dyn CountAhead>,
+    /// The records as of when it was begun.
+    pub records: Arc<dyn StateReader>,
+}
+
+impl fmt::Debug for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Count {} from {:?}", self.replica, self.at)
+    }
+}
+
 /// Slow work for background threads.
 #[derive(Debug)]
 pub enum Background {
@@ -165,6 +191,8 @@ pub enum Background {
         /// Who decides about its folds.
         folding: Folding,
     },
+    /// Count what a split would give up, slowly. On the thread of compactions.
+    Count(Count),
     /// Fetch what entries or a command refer to.
     Gather(Gather),
     /// These objects were here before a restart, and are held: tell the engine, and report what is damaged.

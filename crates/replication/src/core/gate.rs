@@ -14,7 +14,9 @@ use std::collections::{BTreeSet, VecDeque};
 use flotilla_consensus as consensus;
 use flotilla_types::{ClusterVersion, Entry, Holder, LogIndex, Message, ReplicaId, Term};
 
-use super::{Background, Core, Effects, Gather, GatherEnd, Hold, Request, RequestError, replica::Replica};
+use super::{
+    Background, Core, Effects, Gather, GatherEnd, Hold, Request, RequestError, log_refs::is_in_log, replica::Replica,
+};
 use crate::{refs_of, work};
 
 /// Bytes of entries that wait for objects, of each replica, besides the first message.
@@ -64,8 +66,10 @@ impl<T> Core<T> {
     /// Steps what of an append needs no object, and parks the rest.
     fn pass(&mut self, mut message: Message, effects: &mut Effects<T>) {
         let Some(group) = self.raft.group(message.to) else { return };
-        // An entry that is in the log has its objects.
-        let waits = |entry: &Entry| !refs_of(entry).is_empty() && group.term_of(entry.index) != Some(entry.term);
+        // An entry that is in the log has its objects, and one that a checkpoint covers needs none.
+        let is_new =
+            |entry: &Entry| entry.index > group.truncated().0 && group.term_of(entry.index) != Some(entry.term);
+        let waits = |entry: &Entry| !refs_of(entry).is_empty() && is_new(entry);
         let cut = message.entries.iter().position(waits);
         // Raft ignores messages of an earlier term.
         let Some(cut) = cut.filter(|_| message.term >= group.status().term) else {
@@ -114,7 +118,8 @@ impl<T> Core<T> {
         let referring: Vec<_> = message.entries.iter().filter(|entry| !refs_of(entry).is_empty()).cloned().collect();
         self.raft.step(consensus::Input::Message(message), &mut self.raft_effects);
         let (Some(replica), Some(group)) = (self.replicas.get_mut(&id), self.raft.group(id)) else { return };
-        for entry in referring.iter().filter(|entry| group.term_of(entry.index) == Some(entry.term)) {
+        // One that was truncated may come once more, and no truncation would end its hold.
+        for entry in referring.iter().filter(|entry| is_in_log(group, entry.index, entry.term)) {
             replica.log_refs.add(id, entry, effects);
         }
     }

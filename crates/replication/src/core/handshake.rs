@@ -20,7 +20,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_consensus::ConfChange;
+use flotilla_consensus::{ConfChange, Origin};
 use flotilla_storage::{PeerSequence, ReplicaLog};
 use flotilla_types::{
     ConfState, EntryKind, Incarnation, LogIndex, NodeId, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term,
@@ -412,7 +412,7 @@ impl<T> Core<T> {
         for (id, state) in states {
             if self.replicas.get(&id).is_some_and(|replica| replica.unverified) && self.is_verified_by_group(id, &state)
             {
-                self.open_group(id, &state, effects);
+                self.open_group(id, &state, Origin::Recovered, effects);
             }
         }
     }

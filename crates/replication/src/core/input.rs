@@ -8,6 +8,8 @@ use flotilla_types::{
     ShardId, Term, Timestamp, VersionRange, WalSequence,
 };
 
+use super::Count;
+
 /// What has become of a [`Gather`](super::Gather).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GatherEnd {
@@ -251,6 +253,8 @@ pub enum Input<T> {
         replica: ReplicaId,
         /// The checkpoint.
         checkpoint: Option<Checkpoint>,
+        /// If its shard was split there: the first checkpoint of the replica that is split off.
+        split: Option<Box<Checkpoint>>,
     },
     /// The engine has installed a checkpoint that was built here.
     CheckpointInstalled {
@@ -371,6 +375,23 @@ pub enum Input<T> {
         shard: ShardId,
         /// The change.
         change: ShardChange,
+    },
+    /// A split of a shard is planned: its replica here counts ahead what it will give up, as far as its state machine
+    /// does. May be repeated.
+    PrepareSplit {
+        /// The shard.
+        shard: ShardId,
+        /// The first key of the new shard.
+        at: Bytes,
+    },
+    /// A count was begun.
+    CountBegun(Count),
+    /// A count has ended, done or not, or there is nothing to count.
+    Counted {
+        /// The replica.
+        replica: ReplicaId,
+        /// The first key that it would give up.
+        at: Bytes,
     },
     /// Transfer the leadership of a shard to a node.
     Transfer {

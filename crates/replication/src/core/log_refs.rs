@@ -56,8 +56,7 @@ impl LogRefs {
         }
         let first = from.or_else(|| entries.first().map(|entry| entry.index));
         let Some(first) = first else { return };
-        let truncated = group.truncated().0;
-        let is_gone = |(index, term): &(LogIndex, Term)| *index <= truncated || group.term_of(*index) != Some(*term);
+        let is_gone = |(index, term): &(LogIndex, Term)| !is_in_log(group, *index, *term);
         let later = self.entries.range(first..).map(|(index, term)| (*index, *term));
         let gone: Vec<_> = later.filter(is_gone).collect();
         for (index, _) in &gone {
@@ -92,6 +91,11 @@ impl LogRefs {
         let all = self.entries.iter().map(|(index, term)| (*index, *term)).chain(replaced);
         all.map(|(index, term)| holder(id, index, term)).collect()
     }
+}
+
+/// Whether Raft's log has this entry. The last truncated one has a term there, too, and is no part of it.
+pub(super) fn is_in_log(group: &Group, index: LogIndex, term: Term) -> bool {
+    index > group.truncated().0 && group.term_of(index) == Some(term)
 }
 
 fn holder(replica: ReplicaId, index: LogIndex, term: Term) -> Holder {

@@ -24,6 +24,7 @@ mod requests;
 mod rest;
 mod schedule;
 mod snapshots;
+mod split;
 mod status;
 mod transfer;
 mod upkeep;
@@ -44,7 +45,7 @@ use flotilla_types::{
 use crate::{FolderTrust, HostConfig};
 pub use announced::LEADERS_PER_ROUND;
 pub use effects::{
-    ApplyTask, Background, Effects, Gather, Hold, LostReason, Notice, Outgoing, Query, ReplicaStatus, Write,
+    ApplyTask, Background, Count, Effects, Gather, Hold, LostReason, Notice, Outgoing, Query, ReplicaStatus, Write,
 };
 use handshake::RecoveryHandshake;
 pub use handshake::first_sequence;
@@ -56,6 +57,10 @@ use replica::{Checkpointing, Replica};
 use rest::RestingReplicas;
 use schedule::Schedule;
 pub use status::{Replicas, StatusUpdates};
+
+/// The position of a shard's first checkpoint: behind one imaginary entry, so that a later replica always needs a
+/// snapshot.
+pub(crate) const FIRST_POSITION: (LogIndex, Term) = (LogIndex(1), Term(1));
 
 /// Bound on the senders that a replica knows from their messages only: replicas that a newer configuration
 /// added.
@@ -95,6 +100,7 @@ pub struct Core<T> {
     /// Replicas whose tombstone is being written: they must never be created again. And who holds what their logs
     /// refer to.
     being_destroyed: BTreeMap<ReplicaId, Vec<Holder>>,
+    unborn: split::Unborn,
     seed: u64,
     ticks: u64,
     now_ms: u64,
@@ -144,6 +150,7 @@ impl<T> Core<T> {
             damaged: BTreeSet::new(),
             damage_reported: BTreeSet::new(),
             being_destroyed: BTreeMap::new(),
+            unborn: split::Unborn::default(),
             seed,
             ticks: 0,
             now_ms: 0,
@@ -202,7 +209,7 @@ impl<T> Core<T> {
                 self.on_opened(replica, index, clock, effects);
             }
             Input::Frozen { replica, frozen } => self.on_frozen(replica, frozen, effects),
-            Input::Built { replica, checkpoint } => self.on_built(replica, checkpoint, effects),
+            Input::Built { replica, checkpoint, split } => self.on_built(replica, checkpoint, split, effects),
             Input::CheckpointInstalled { replica, due } => self.on_checkpoint_installed(replica, due, effects),
             Input::FoldPinned { replica } => self.on_fold_pinned(replica, effects),
             Input::Compacted { replica, done } => self.on_compacted(replica, done, effects),
@@ -237,7 +244,10 @@ impl<T> Core<T> {
                     let _ = self.raft.propose_change(*replica, &change, &mut self.raft_effects);
                 }
             }
-            Input::ChangeShard { shard, change } => self.change_shard(shard, &change),
+            Input::PrepareSplit { shard, at } => self.prepare_split(shard, &at, effects),
+            Input::CountBegun(count) => effects.background.push(Background::Count(count)),
+            Input::Counted { replica, at } => self.on_counted(replica, &at, effects),
+            Input::ChangeShard { shard, change } => self.change_shard(shard, &change, effects),
             Input::Transfer { shard, to } => self.transfer(shard, to),
             Input::StepDown => {
                 self.stepping_down = true;
@@ -285,7 +295,11 @@ impl<T> Core<T> {
     /// Steps a Raft message. Messages for a replica that is absent, unverified or abandoned are dropped: only
     /// the metadata group creates replicas, never a message.
     fn receive(&mut self, from: NodeId, shard: ShardId, message: Message, effects: &mut Effects<T>) {
-        let Some(replica) = self.replicas.get_mut(&message.to) else { return };
+        let awaits_creation = self.unborn.awaits(message.to);
+        let Some(replica) = self.replicas.get_mut(&message.to).filter(|_| !awaits_creation) else {
+            self.unborn.keep(from, shard, message);
+            return;
+        };
         if replica.shard != shard || self.handshake.is_ahead(from) {
             return;
         }
@@ -335,15 +349,13 @@ impl<T> Core<T> {
         self.by_shard.insert((state.shard, id));
         self.choose_serving(state.shard);
         self.schedule.changed.insert(id);
-        if !recovered {
-            self.open_group(id, state, effects);
+        if !recovered && state.hard_state.vote == ReplicaId::NONE {
+            self.open_group(id, state, Origin::Created, effects);
         }
     }
 
-    fn open_group(&mut self, id: ReplicaId, state: &ReplicaLog, effects: &mut Effects<T>) {
+    fn open_group(&mut self, id: ReplicaId, state: &ReplicaLog, origin: Origin, effects: &mut Effects<T>) {
         let seed = self.seed ^ id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let recovered = self.replicas.get(&id).is_none_or(|replica| replica.recovered);
-        let origin = if recovered { Origin::Recovered } else { Origin::Created };
         match self.raft.open(id, state, origin, seed) {
             Ok(()) => self.end_doubt(id),
             Err(error) => self.on_group_failed(id, error, effects),
@@ -366,12 +378,13 @@ impl<T> Core<T> {
             effects.notices.push(Notice::Lost { replicas, reason: LostReason::Tombstone });
             return;
         }
-        if self.replicas.contains_key(&id) || !self.handshake.may_create(self.node, &descriptor) {
+        let is_here = self.replicas.contains_key(&id) || self.is_expected(id);
+        if is_here || !self.handshake.may_create(self.node, &descriptor) {
             return;
         }
         // Founders start after one imaginary entry, so that a later replica always needs a snapshot, which
         // carries the initial configuration: no entry does.
-        let (index, term) = if founding { (LogIndex(1), Term(1)) } else { (LogIndex(0), Term(0)) };
+        let (index, term) = if founding { FIRST_POSITION } else { (LogIndex(0), Term(0)) };
         let voters = descriptor.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
         let conf =
             if founding { ConfState::of_voters(voters.map(|voter| voter.replica)) } else { ConfState::default() };
@@ -379,19 +392,8 @@ impl<T> Core<T> {
             Checkpoint::empty(Position { index, term, conf: Arc::new(conf), descriptor: Arc::new(descriptor) });
         let hard_state = HardState { term, vote: ReplicaId::NONE, commit: index };
         let shard = checkpoint.position.descriptor.shard;
-        let state =
-            ReplicaLog { shard, hard_state, truncated: (index, term), last: index, checkpoint: checkpoint.clone() };
-        effects.writes.push(Write {
-            write: Some(ReplicaWrite {
-                create: Some(shard),
-                checkpoint: Some(checkpoint),
-                truncate: Some((index, term)),
-                hard_state: Some(hard_state),
-                ..ReplicaWrite::new(id)
-            }),
-            done: Done::Created { replica: id },
-            after: Vec::new(),
-        });
+        let state = ReplicaLog { shard, hard_state, truncated: (index, term), last: index, checkpoint };
+        effects.writes.push(created(id, &state));
         self.add_replica(id, &state, false, effects);
     }
 
@@ -404,10 +406,12 @@ impl<T> Core<T> {
         self.being_destroyed.insert(id, holders);
         self.end_offers(id, effects);
         self.end_rest(id);
+        self.unborn.forget(id);
         if let Some(mut replica) = self.replicas.remove(&id) {
             self.unverified -= usize::from(replica.unverified);
             self.raft.close(id);
             replica.fail_all(RequestError::Stopped, effects);
+            replica.end_splitting(effects);
             Self::end_receiving(id, &mut replica, effects);
             Self::end_parked(id, &mut replica, effects);
             self.by_shard.remove(&(replica.shard, id));
@@ -486,6 +490,7 @@ impl<T> Core<T> {
         // Its unfinished checkpoint must not hold back others.
         replica.checkpointing = Checkpointing::Idle;
         replica.fail_all(RequestError::Stopped, effects);
+        replica.end_splitting(effects);
         Self::end_receiving(id, replica, effects);
         Self::end_parked(id, replica, effects);
         let shard = replica.shard;
@@ -494,5 +499,20 @@ impl<T> Core<T> {
         self.choose_serving(shard);
         // It has failed, which is more.
         self.damaged.remove(&id);
+    }
+}
+
+/// The write that creates a replica.
+fn created(id: ReplicaId, state: &ReplicaLog) -> Write {
+    Write {
+        write: Some(ReplicaWrite {
+            create: Some(state.shard),
+            checkpoint: Some(state.checkpoint.clone()),
+            truncate: Some(state.truncated),
+            hard_state: Some(state.hard_state),
+            ..ReplicaWrite::new(id)
+        }),
+        done: Done::Created { replica: id },
+        after: Vec::new(),
     }
 }

@@ -27,7 +27,7 @@ impl<T> Core<T> {
                     self.raft.step(consensus::Input::Persisted { replica, number }, &mut self.raft_effects);
                     self.touched.insert(replica);
                 }
-                Done::Created { .. } => {}
+                Done::Created { replica } => self.on_created(replica, effects),
                 Done::Checkpointed { replica, checkpoint, truncate } => {
                     self.on_checkpointed(replica, checkpoint, truncate, effects);
                 }
@@ -168,6 +168,7 @@ impl<T> Core<T> {
             replica.checkpoint_wanted = true;
             self.schedule.checkpoints.insert(id);
         }
+        let before = committed.shard_change.is_some().then(|| replica.descriptor.clone());
         if last.kind != EntryKind::Normal {
             let is_changed = replica.descriptor != committed.descriptor;
             replica.descriptor = committed.descriptor.clone();
@@ -188,14 +189,18 @@ impl<T> Core<T> {
                 effects.replies.extend(replies.into_iter().map(|reply| (reply, Err(RequestError::Unknown))));
             }
         }
-        effects.apply.push(ApplyTask::Apply {
+        let task = ApplyTask::Apply {
             replica: id,
             entries: committed.entries,
             shard_change: committed.shard_change,
             conf: committed.conf,
             descriptor: committed.descriptor,
             waiters,
-        });
+        };
+        match before {
+            Some(before) => self.hand_over_committed(id, task, &before, effects),
+            None => replica.hand_over(task, effects),
+        }
         self.touched.insert(id);
         self.serve_confirmed(id, effects);
     }

@@ -13,7 +13,10 @@ use flotilla_types::{
     ShardDescriptor, ShardId, Term, Timestamp,
 };
 
-use super::{Effects, Request, RequestError, entry_bytes::EntryBytes, gate::Parked, log_refs::LogRefs, offers::Offer};
+use super::{
+    Effects, Request, RequestError, entry_bytes::EntryBytes, gate::Parked, log_refs::LogRefs, offers::Offer,
+    split::Splitting,
+};
 use crate::HostConfig;
 
 /// Reads that share one confirmation of leadership by a quorum.
@@ -171,6 +174,8 @@ pub(super) struct Replica<T> {
     pub(super) receives: Option<LogIndex>,
     /// The snapshots that its followers were offered, if it leads.
     pub(super) offers: BTreeMap<ReplicaId, Offer>,
+    /// `None` if its shard was not split since the start.
+    pub(super) splitting: Option<Box<Splitting<T>>>,
 }
 
 impl<T> Replica<T> {
@@ -225,6 +230,7 @@ impl<T> Replica<T> {
             installing: false,
             receives: None,
             offers: BTreeMap::new(),
+            splitting: None,
         }
     }
 
@@ -258,7 +264,10 @@ impl<T> Replica<T> {
     /// lags. If it leads, it applies what it lacks before the request.
     pub(super) fn outdated(&self, request: &Request<T>) -> Option<RequestError> {
         let outdated = request.range_epoch.is_some_and(|epoch| epoch < self.descriptor.epoch.range);
-        outdated.then(|| RequestError::StaleEpoch { now: Box::new([(*self.descriptor).clone()]) })
+        let heirs = || self.splitting.iter().flat_map(|splitting| &splitting.heirs).cloned();
+        outdated.then(|| RequestError::StaleEpoch {
+            now: [(*self.descriptor).clone()].into_iter().chain(heirs()).collect(),
+        })
     }
 
     /// Whether commands may be proposed: the clock of all earlier entries is known.

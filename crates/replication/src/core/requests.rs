@@ -53,7 +53,7 @@ impl<T> Core<T> {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         if freshness == Freshness::Local {
             let queries = vec![request.into()];
-            effects.apply.push(ApplyTask::Read { replica: id, index: LogIndex(0), queries });
+            replica.hand_over(ApplyTask::Read { replica: id, index: LogIndex(0), queries }, effects);
         } else if !replica.leads() {
             let leader = replica.leader_node();
             effects.replies.push((request.reply, Err(RequestError::NotLeader { leader })));
@@ -209,7 +209,7 @@ impl<T> Core<T> {
                 }
             }
             if !queries.is_empty() {
-                effects.apply.push(ApplyTask::Read { replica: id, index: *index, queries });
+                replica.hand_over(ApplyTask::Read { replica: id, index: *index, queries }, effects);
             }
             false
         });

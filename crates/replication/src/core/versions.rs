@@ -95,12 +95,14 @@ impl<T> Core<T> {
     }
 
     /// Proposes a change of a shard led here. Whoever wants it looks at the descriptor, and asks again.
-    pub(super) fn change_shard(&mut self, shard: ShardId, change: &ShardChange) {
+    pub(super) fn change_shard(&mut self, shard: ShardId, change: &ShardChange, effects: &mut Effects<T>) {
         if self.cluster_version < change.needs() {
             return;
         }
         let Some(id) = self.serving.get(&shard).copied() else { return };
-        if self.replicas.get(&id).is_some_and(|replica| replica.may_propose()) {
+        if let ShardChange::Split(split) = change {
+            self.propose_split(id, split, effects);
+        } else if self.replicas.get(&id).is_some_and(|replica| replica.may_propose()) {
             let _ = self.raft.propose_shard_change(id, change, &mut self.raft_effects);
         }
     }

@@ -113,6 +113,6 @@ fn places(task: &ApplyTask<Reply>) -> (Vec<Place>, Option<Place>) {
         ApplyTask::Freeze { .. } => (vec![Place::ApplyBeforeFreeze], Some(Place::ApplyFrozen)),
         ApplyTask::Open { .. } => (vec![Place::ApplyOpen], None),
         ApplyTask::Close { .. } => (vec![Place::ApplyClose], None),
-        ApplyTask::Read { .. } => (Vec::new(), None),
+        ApplyTask::Read { .. } | ApplyTask::CountAhead { .. } => (Vec::new(), None),
     }
 }

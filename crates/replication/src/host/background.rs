@@ -131,6 +131,7 @@ impl Shared {
             Job::InstallCheckpoint { .. } => Some("install"),
             Job::Load(_) => Some("load"),
             Job::Compact { .. } => Some("compact"),
+            Job::Count(_) => Some("count"),
             Job::Expect { .. } | Job::Destroy { .. } => None,
         };
         let (before, after) = if is_enabled() { places(&job) } else { Default::default() };
@@ -204,7 +205,7 @@ fn places(job: &Job) -> (Option<Place>, Option<Place>) {
         Job::InstallCheckpoint { .. } => (Some(Place::CheckpointBeforeInstall), Some(Place::CheckpointInstalled)),
         Job::Load(load) if load.replaces => (Some(Place::SnapshotBeforeInstall), Some(Place::SnapshotInstalled)),
         Job::Load(_) => (Some(Place::SnapshotBeforeLoad), None),
-        Job::Compact { .. } | Job::Expect { .. } | Job::Destroy { .. } => (None, None),
+        Job::Compact { .. } | Job::Count(_) | Job::Expect { .. } | Job::Destroy { .. } => (None, None),
     }
 }
 

@@ -56,7 +56,8 @@ pub(super) async fn of(
     replica: ReplicaId,
     range: KeyRange,
 ) -> Result<Digest, DigestError> {
-    let ReplicaContents { applied, system, records } = contents(apply, replica).await?;
+    let ReplicaContents { applied, range: held, system, records, .. } = contents(apply, replica).await?;
+    let range = range.intersection(&held);
     let read = tokio::task::spawn_blocking(move || hash(&system, &*records, &range));
     let (hash, records) = read.await.map_err(|_| DigestError::NotServing)??;
     Ok(Digest { applied, hash, records })

@@ -569,6 +569,11 @@ impl Handle {
         self.inbox.send(Input::ChangeShard { shard, change });
     }
 
+    /// A split of a shard is planned: its replica here counts ahead what that gives up. May be repeated.
+    pub fn prepare_split(&self, shard: ShardId, at: Bytes) {
+        self.inbox.send(Input::PrepareSplit { shard, at });
+    }
+
     /// The digest of a replica here. Reads all its records, without holding up writes.
     ///
     /// # Errors

@@ -135,6 +135,10 @@ impl Raft {
                     let _ = self.compaction.send(background::Order::Work(job));
                     continue;
                 }
+                Background::Count(count) => {
+                    let _ = self.compaction.send(background::Order::Work(Box::new(Job::Count(count))));
+                    continue;
+                }
                 Background::Gather(gather) => {
                     self.puller.gather(gather);
                     continue;

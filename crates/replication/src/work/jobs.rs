@@ -1,10 +1,17 @@
 //! Slow jobs on the state engine, and what follows from their results.
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use flotilla_storage::{EngineError, MachineError, Remedy, StateEngine, remedy};
 use flotilla_types::{Checkpoint, CheckpointFormat, Folding, ObjectId, ReplicaId};
 
-use crate::{Input, Load, Loaded, damage};
+use crate::{Count, Input, Load, Loaded, damage};
 
+/// A pause of a count is at most this long.
+const COUNT_PAUSE_MAX: Duration = Duration::from_millis(100);
 /// Milliseconds before a failed job is repeated for the first time. Each further pause is twice as long.
 const PAUSE_FIRST_MS: u64 = 200;
 /// Milliseconds between two tries of a job, at most: soon after space or descriptors are back.
@@ -41,6 +48,8 @@ pub enum Job {
         /// Who decides about its folds.
         folding: Folding,
     },
+    /// Count what a split would give up. It may take minutes; meanwhile other jobs of the replica run.
+    Count(Count),
     /// Load a replica's records and its state machine.
     Load(Load),
     /// What recovered logs refer to should be here.
@@ -108,7 +117,10 @@ impl Job {
                 },
             },
             Self::Build { replica, format, failures } => match engine.build(replica, format) {
-                Ok(checkpoint) => JobResult::Report(Input::Built { replica, checkpoint: Some(checkpoint) }),
+                Ok(checkpoint) => {
+                    let split = engine.built_split(replica).map(Box::new);
+                    JobResult::Report(Input::Built { replica, checkpoint: Some(checkpoint), split })
+                }
                 // Destroyed in the meantime.
                 Err(EngineError::NotOpen(_)) => JobResult::Done,
                 Err(error) if damage::is_known(engine, replica, &error) => {
@@ -137,6 +149,18 @@ impl Job {
                         after_failure(replica, error, failures, again, damaged)
                     }
                 }
+            }
+            Self::Count(Count { replica, at, counting, records }) => {
+                // Half of the time is for others.
+                let mut since = Instant::now();
+                let mut pause = || {
+                    thread::sleep(since.elapsed().min(COUNT_PAUSE_MAX));
+                    since = Instant::now();
+                };
+                if let Err(error) = counting.run(&*records, &mut pause) {
+                    tracing::warn!(%replica, %error, "what a split gives up was not counted ahead");
+                }
+                JobResult::Report(Input::Counted { replica, at })
             }
             Self::Expect { objects } => {
                 engine.expect(&objects);

@@ -174,6 +174,7 @@ impl Victim {
                 }
                 Background::Compact { replica, folding } => self.work(Job::Compact { replica, folding }, &mut inputs),
                 Background::Expect { objects } => self.work(Job::Expect { objects }, &mut inputs),
+                Background::Count(count) => self.work(Job::Count(count), &mut inputs),
                 Background::Gather(Gather { holder, number, refs, .. }) => {
                     let complete = self.pull(PullOrder::of_refs(vec![MALICIOUS], &refs, list_refs));
                     let end = if complete { GatherEnd::Complete } else { GatherEnd::Incomplete };

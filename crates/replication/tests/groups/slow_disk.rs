@@ -12,7 +12,7 @@ use flotilla_kv::{KvMachine, Limits, Outcome, decode_outcome};
 use flotilla_replication::{Answer, Freshness, Handle, Host, HostConfig, HostParts};
 use flotilla_storage::{
     CompactionDue, DamagedReplica, EngineError, Fold, FoldCounts, MemoryEngine, MemoryLog, ScanBounds, ScanPage,
-    Scrubbed, StateEngine, StateReader, Usage, WriteSet,
+    Scrubbed, SplitOff, StateEngine, StateReader, Usage, WriteSet,
 };
 use flotilla_transport::{BoxFuture, Class, Config, Handler, PeerState, Transport};
 use flotilla_types::{
@@ -131,6 +131,20 @@ impl StateEngine for Engine {
 
     fn freeze(&self, replica: ReplicaId, position: Position, system: Bytes) -> Result<bool, EngineError> {
         self.memory.freeze(replica, position, system)
+    }
+
+    fn freeze_split(
+        &self,
+        replica: ReplicaId,
+        position: Position,
+        system: Bytes,
+        split: SplitOff,
+    ) -> Result<bool, EngineError> {
+        self.memory.freeze_split(replica, position, system, split)
+    }
+
+    fn built_split(&self, replica: ReplicaId) -> Option<Checkpoint> {
+        self.memory.built_split(replica)
     }
 
     fn build(&self, replica: ReplicaId, format: CheckpointFormat) -> Result<Checkpoint, EngineError> {

@@ -7,12 +7,12 @@ use bytes::Bytes;
 use flotilla_control::{
     Action, AnnounceNode, ClusterView, Consistency, Evidence, FeedFollower, FeedStep, Leaders, Lifecycle, LocalNode,
     Lost, MembershipConfig, Outcome, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Reconciler as _, RequestKind,
-    Said, ShardsLed, View, decode_snapshot, may_order_to_give_up, meta_reply,
+    Said, ShardsLed, SizeSplits, View, decode_snapshot, may_order_to_give_up, measured, meta_reply,
 };
 use flotilla_membership::{Effect, Input as MemberInput, Member, Membership, Timer};
-use flotilla_meta::{Addresses, Feed, Liveness, MetaCommand, MetaQuery, MetaState, NewNode, ValueSettings};
+use flotilla_meta::{Addresses, CollectionSettings, Feed, Liveness, MetaCommand, MetaQuery, MetaState, NewNode};
 use flotilla_placement::Sharding;
-use flotilla_replication::{Input, LostReason, Replicas};
+use flotilla_replication::{Contents, Input, LostReason, Replicas};
 use flotilla_types::{
     Bucket, ClusterId, CollectionId, Epoch, KeyRange, Locality, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole,
     ShardDescriptor, ShardId, VersionRange,
@@ -45,6 +45,7 @@ pub(crate) enum ControlTask {
     Leaders,
     AnnounceNode,
     Consistency,
+    SizeSplits,
     Peers,
     /// A pass of `Peers` that new metadata triggered; it does not schedule the next one.
     PeersUntimed,
@@ -62,6 +63,7 @@ pub(crate) struct Control {
     leaders: Leaders,
     announce_node: AnnounceNode,
     pub(crate) consistency: Consistency,
+    size_splits: SizeSplits,
     peers: Peers,
     feed: FeedFollower,
     membership: Membership,
@@ -117,6 +119,7 @@ impl Control {
             leaders: Leaders::default(),
             announce_node: AnnounceNode::default(),
             consistency: Consistency::default(),
+            size_splits: SizeSplits::default(),
             peers: Peers::default(),
             feed: FeedFollower::default(),
             membership,
@@ -140,6 +143,7 @@ impl Control {
             ControlTask::Leaders => &mut self.leaders,
             ControlTask::AnnounceNode => &mut self.announce_node,
             ControlTask::Consistency => &mut self.consistency,
+            ControlTask::SizeSplits => &mut self.size_splits,
             ControlTask::Peers | ControlTask::PeersUntimed => &mut self.peers,
             ControlTask::Feed | ControlTask::Bootstrap => return None,
         })
@@ -157,6 +161,7 @@ impl World {
             ControlTask::Leaders,
             ControlTask::AnnounceNode,
             ControlTask::Consistency,
+            ControlTask::SizeSplits,
             ControlTask::Feed,
         ];
         for (at, task) in tasks.into_iter().chain(node.folder.founding.then_some(ControlTask::Bootstrap)).enumerate() {
@@ -225,6 +230,14 @@ impl World {
             Action::Change { shard, change } => self.enqueue(node, running, Input::Change { shard, change }),
             Action::ChangeShard { shard, change } => {
                 self.enqueue(node, running, Input::ChangeShard { shard, change });
+            }
+            Action::PrepareSplit { shard, at } => self.enqueue(node, running, Input::PrepareSplit { shard, at }),
+            Action::Measure { shard, replica, above } => {
+                if let Contents::AtRest(contents) = running.applier.contents(replica)
+                    && let Some(measured) = measured(shard, &contents, above)
+                {
+                    running.control.size_splits.on_outcome(Outcome::Measured(measured));
+                }
             }
             Action::ReadFingerprints { shard, of } => {
                 for (replica, to) in of {
@@ -449,7 +462,7 @@ impl World {
                 buckets,
                 replicas: 3,
                 initial_nodes: meta.initial_nodes(buckets, 3, |_| Liveness::Live),
-                values: ValueSettings::NONE,
+                settings: CollectionSettings::NONE,
             }
         };
         let caller = Caller::Task(ControlTask::Bootstrap, Box::new(command.clone()));

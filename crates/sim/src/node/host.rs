@@ -160,6 +160,7 @@ impl World {
                     self.work(node, running, Job::Compact { replica, folding });
                 }
                 Background::Expect { objects } => self.work(node, running, Job::Expect { objects }),
+                Background::Count(count) => self.work(node, running, Job::Count(count)),
                 Background::Gather(gather) => self.start_gather(node, running, gather),
                 Background::Pull { replica, from, checkpoint } => {
                     self.start_pull(node, running, replica, from, checkpoint);

@@ -9,7 +9,7 @@ use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_objects::ObjectStore;
-use flotilla_storage::EngineError;
+use flotilla_storage::{EngineError, KeyRanges};
 use flotilla_types::{Checkpoint, KeyRange, ReplicaId};
 
 use self::{
@@ -90,20 +90,21 @@ impl View {
         }
     }
 
-    /// Opens the checkpoint that was built from the previous one and the frozen records. `wait_for_scans` waits
-    /// for scans in progress.
+    /// Opens the checkpoint that was built from the previous one and the frozen records, of a replica with these
+    /// keys. `wait_for_scans` waits for scans in progress.
     pub(crate) fn advance(
         &self,
         replica: ReplicaId,
         frozen: &Frozen,
         built: &Built,
+        keys: &KeyRanges,
         wait_for_scans: impl FnOnce(),
     ) -> Result<ReplicaView, EngineError> {
         match self {
             Self::Objects(indexes) => Ok(ReplicaView::Objects(Arc::new(Levels::new(indexes, replica, &built.tables)))),
             Self::Sled { view, .. } => {
                 wait_for_scans();
-                view.advance(replica, frozen, &built.checkpoint)?;
+                view.advance(replica, frozen, &built.checkpoint, keys)?;
                 Ok(ReplicaView::Sled(view.clone()))
             }
         }

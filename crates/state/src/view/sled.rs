@@ -28,7 +28,7 @@ use std::{
 use bytes::Bytes;
 use flotilla_failpoints::{self as failpoints, reached};
 use flotilla_objects::ObjectStore;
-use flotilla_storage::EngineError;
+use flotilla_storage::{EngineError, KeyRanges};
 use flotilla_types::{Checkpoint, CheckpointFormat, KeyRange, ObjectId, ReplicaId, TableKind, TableRef, Tables};
 use rustix::fs::{FlockOperation, flock};
 
@@ -236,9 +236,7 @@ impl SledView {
 
     /// Records of a range, read page by page.
     pub(super) fn records<'a>(&'a self, replica: ReplicaId, range: &KeyRange, items_max: usize) -> Source<'a> {
-        let start = Bound::Included(record_key(replica, &range.start));
-        let end =
-            if range.end.is_empty() { replica_end(replica) } else { Bound::Excluded(record_key(replica, &range.end)) };
+        let (start, end) = bounds(replica, range);
         let items_max = items_max.clamp(1, PAGE_RECORDS_MAX);
         Box::new(Pages { view: self, start, end, items_max, page: Vec::new().into_iter(), done: false })
     }
@@ -275,16 +273,21 @@ impl SledView {
         self.confirm(replica, stage)
     }
 
-    /// Adds the frozen records, which lead from the previous checkpoint to this one.
+    /// Adds the frozen records, which lead from the previous checkpoint to this one of a replica with these keys, and
+    /// removes what a split gives up.
     pub(super) fn advance(
         &self,
         replica: ReplicaId,
         frozen: &Frozen,
         checkpoint: &Checkpoint,
+        keys: &KeyRanges,
     ) -> Result<(), EngineError> {
         self.announce(replica, Stage::of(checkpoint))?;
         reached(failpoints::Place::CheckpointAnnounced);
-        self.feed(replica, frozen.records().map(Ok))?;
+        self.feed(replica, frozen.records().filter(|(key, _)| keys.contains(key)).map(Ok))?;
+        if let Some(split) = &frozen.split {
+            split.keys.within(&KeyRange::of_users()).try_for_each(|range| self.remove_range(replica, &range))?;
+        }
         reached(failpoints::Place::CheckpointFed);
         self.confirm(replica, Stage::of(checkpoint))?;
         reached(failpoints::Place::CheckpointConfirmed);
@@ -340,10 +343,15 @@ impl SledView {
     /// Removes a replica's marker first, then its records.
     pub(super) fn clear(&self, replica: ReplicaId) -> Result<(), EngineError> {
         self.guard(|| self.db.remove(marker_key(replica)))?;
-        let mut start = Bound::Included(record_key(replica, &[]));
+        self.remove_range(replica, &KeyRange::all())
+    }
+
+    /// Removes the records of a non-empty range.
+    fn remove_range(&self, replica: ReplicaId, range: &KeyRange) -> Result<(), EngineError> {
+        let (mut start, end) = bounds(replica, range);
         loop {
             let mut batch = sled::Batch::default();
-            let range = (start.clone(), replica_end(replica));
+            let range = (start.clone(), end.clone());
             let last = self.guard(|| {
                 let mut last = None;
                 for key in self.db.range(range).keys().take(BATCH_RECORDS_MAX) {
@@ -447,6 +455,13 @@ fn marker_key(replica: ReplicaId) -> Vec<u8> {
     let mut key = vec![MARKER];
     key.extend(replica.0.to_be_bytes());
     key
+}
+
+/// Where the records of a non-empty range are.
+fn bounds(replica: ReplicaId, range: &KeyRange) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+    let end =
+        if range.end.is_empty() { replica_end(replica) } else { Bound::Excluded(record_key(replica, &range.end)) };
+    (Bound::Included(record_key(replica, &range.start)), end)
 }
 
 fn record_key(replica: ReplicaId, key: &[u8]) -> Vec<u8> {

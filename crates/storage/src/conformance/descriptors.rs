@@ -6,9 +6,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_types::{ClusterVersion, Epoch, LogIndex, ShardDescriptor, ShardId};
+use flotilla_types::{ClusterVersion, Epoch, KeyRange, LogIndex, ShardDescriptor, ShardId};
 
-use crate::{ApplyContext, DeferredRead, MachineError, ReadContext, StateMachine, StateReader, Upcoming, WriteSet};
+use crate::{
+    ApplyContext, CountAhead, DeferredRead, MachineError, ReadContext, StateMachine, StateReader, Upcoming, WriteSet,
+};
 
 /// The descriptors of shards after each of their entries, as their replicas report them.
 #[derive(Debug, Default)]
@@ -25,9 +27,10 @@ struct History {
 }
 
 impl DescriptorHistory {
-    /// A committed entry raises the range epoch by one. Call it before any replica applies that entry.
-    pub fn changes_range(&mut self, shard: ShardId, index: LogIndex) {
-        self.0.entry(shard).or_default().changes.insert(index);
+    /// A committed entry raises the range epoch by one. Call it before any replica applies that entry. `false` if it
+    /// was called already.
+    pub fn changes_range(&mut self, shard: ShardId, index: LogIndex) -> bool {
+        self.0.entry(shard).or_default().changes.insert(index)
     }
 
     /// A replica has this descriptor after the entry at `index`, or judges the next entry by it.
@@ -101,8 +104,20 @@ impl StateMachine for Observed {
         self.machine.meaning()
     }
 
+    fn record_bytes(&self) -> Option<u64> {
+        self.machine.record_bytes()
+    }
+
     fn upkeep_due_ms(&self) -> Option<u64> {
         self.machine.upkeep_due_ms()
+    }
+
+    fn count_ahead(&mut self, right: &KeyRange) -> Option<Arc<dyn CountAhead>> {
+        self.machine.count_ahead(right)
+    }
+
+    fn split(&mut self, right: &KeyRange, records: &dyn StateReader) -> Result<Bytes, MachineError> {
+        self.machine.split(right, records)
     }
 
     fn system(&self) -> Bytes {

@@ -127,6 +127,10 @@ impl StateMachine for Referring {
         self.0.meaning()
     }
 
+    fn record_bytes(&self) -> Option<u64> {
+        self.0.record_bytes()
+    }
+
     fn upkeep_due_ms(&self) -> Option<u64> {
         self.0.upkeep_due_ms()
     }

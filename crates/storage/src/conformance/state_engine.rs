@@ -2,6 +2,7 @@
 //!
 //! A crash is modelled by dropping the engine without [`StateEngine::close`].
 
+mod splits;
 mod tables;
 
 use bytes::Bytes;
@@ -60,6 +61,7 @@ pub fn state_engine(format: CheckpointFormat, open: &mut dyn FnMut() -> Box<dyn 
     for seed in 1..=3 {
         random_walks_match_a_model(open, seed);
     }
+    splits::run(open);
     if format == CheckpointFormat::Manifests {
         tables::run(open);
     }

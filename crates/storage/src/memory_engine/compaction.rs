@@ -11,10 +11,11 @@ use flotilla_types::{
 
 use super::{
     Pinned, State,
+    split::is_clipped,
     store::{self, Pins, Store},
 };
 use crate::{
-    CompactionDue, EngineError, Fold, Value,
+    CompactionDue, EngineError, Fold, KeyRanges, Value,
     records::{Memtable, Records},
 };
 
@@ -49,8 +50,8 @@ impl Named {
 pub(super) enum Compacted {
     /// The first replace the oldest tables.
     Merged { replaced: Tables, by: Named },
-    /// A base that replaces all tables without later records.
-    Folded { fold: Fold, base: Vec<TableRef> },
+    /// A base that replaces all tables without later records. It has these keys only.
+    Folded { fold: Fold, base: Vec<TableRef>, keys: KeyRanges },
 }
 
 impl Compacted {
@@ -69,8 +70,15 @@ impl Compacted {
         }
     }
 
-    /// These tables with those replaced that it stands for; `None` if they are not among them any more.
-    pub(super) fn apply(&self, store: &mut Store, replica: ReplicaId, before: &Named) -> Option<Named> {
+    /// These tables of a replica with these keys, with those replaced that it stands for; `None` if they are not among
+    /// them any more.
+    pub(super) fn apply(
+        &self,
+        store: &mut Store,
+        replica: ReplicaId,
+        before: &Named,
+        keys: &KeyRanges,
+    ) -> Option<Named> {
         match self {
             Self::Merged { replaced, by } => {
                 let replaced_runs = store::base_and_runs(replaced).1.len();
@@ -91,12 +99,18 @@ impl Compacted {
                 let run_ends = [&by.run_ends, &before.run_ends[replaced_runs..]].concat();
                 Some(Named { tables, run_ends })
             }
-            Self::Folded { fold, base } => {
+            Self::Folded { fold, base, keys: of_view } => {
                 let Ok(Tables::Manifests(tables)) = store.with_manifests(replica, &before.tables) else { return None };
                 let runs = tables.into_iter().filter(|table| table.kind == TableKind::Run);
                 let later = |(_, end): &(TableRef, &LogIndex)| **end > fold.index;
                 let (kept, run_ends): (Vec<_>, Vec<_>) = runs.zip(&before.run_ends).filter(later).unzip();
-                let tables = Tables::Manifests([&base[..], &kept].concat());
+                let mut bases = Named { tables: Tables::Manifests(base.clone()), run_ends: Vec::new() };
+                if of_view != keys {
+                    // The replica was split since.
+                    bases = store.clipped(replica, &bases, keys).ok()?;
+                }
+                let Tables::Manifests(base) = bases.tables else { return None };
+                let tables = Tables::Manifests([base, kept].concat());
                 Some(Named { tables, run_ends: run_ends.into_iter().copied().collect() })
             }
         }
@@ -131,6 +145,11 @@ impl State {
     }
 
     fn is_fold_due(&self, store: &Store) -> bool {
+        if let Tables::Manifests(tables) = &self.named.tables
+            && tables.iter().any(is_clipped)
+        {
+            return true;
+        }
         let (base, runs) = store::base_and_runs(&self.named.tables);
         let is_large = || 2 * store.total_bytes(&runs) >= store.total_bytes(&base);
         runs.len() >= RUNS_MIN && (runs.len() >= RUNS_MAX || is_large())
@@ -147,9 +166,9 @@ impl State {
         replica: ReplicaId,
         folding: Folding,
     ) -> Result<Option<Compacted>, EngineError> {
-        if let Some(Pinned { fold, records, .. }) = self.pinned.take() {
+        if let Some(Pinned { fold, records, keys, .. }) = self.pinned.take() {
             let base = store.put_fold(fold, &records);
-            return Ok(Some(Compacted::Folded { fold, base }));
+            return Ok(Some(Compacted::Folded { fold, base, keys }));
         }
         if self.compacted.is_some() {
             return Ok(self.compacted.clone());

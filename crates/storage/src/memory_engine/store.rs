@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 
 use super::{
     scrub::{Health, Pass},
+    split::is_clipped,
     uploads::Uploads,
 };
 use crate::{
@@ -167,7 +168,11 @@ impl Store {
     }
 
     pub(super) fn size_bytes(&self, checkpoint: &Checkpoint) -> u64 {
-        self.total_bytes(&checkpoint.objects().collect::<Vec<_>>())
+        let tables: &[_] = if let Tables::Manifests(tables) = &checkpoint.tables { tables } else { &[] };
+        let clipped = || tables.iter().filter(|table| is_clipped(table));
+        let hidden: BTreeSet<_> = clipped().map(|table| table.manifest).collect();
+        let whole: Vec<_> = checkpoint.objects().filter(|object| !hidden.contains(object)).collect();
+        self.total_bytes(&whole) + clipped().map(|table| self.shown_bytes(table)).sum::<u64>()
     }
 
     pub(super) fn total_bytes(&self, objects: &[ObjectId]) -> u64 {

@@ -1,8 +1,8 @@
 //! What placement says, over HTTP: paths, parameters and refusals.
 
-use flotilla_api::{Blocker, DecisionInfo, PlacementAction};
+use flotilla_api::{Blocker, DecisionInfo, Encoding, KEY_BYTES_MAX, OperationProgress, PlacementAction};
 use flotilla_gateway::AdminError;
-use flotilla_types::ReplicaId;
+use flotilla_types::{OperationKind, OperationPhase, ReplicaId};
 
 use super::*;
 
@@ -51,6 +51,70 @@ pub(super) fn change(node: NodeId, verb: NodeVerb, options: &ChangeOptions) -> R
         detail: verb.to_string(),
     };
     Err(AdminError::Blocked { refusal: "because".to_owned(), blockers: options.with.iter().map(blocker).collect() })
+}
+
+/// Says at which bytes, in base64.
+pub(super) fn split(shard: ShardId, at: Option<Bytes>) -> Result<OperationInfo, AdminError> {
+    if shard != SHARD {
+        return Err(AdminError::ShardNotFound(shard));
+    }
+    Ok(OperationInfo {
+        id: "op7".to_owned(),
+        kind: OperationKind::SplitShard,
+        phase: OperationPhase::Splitting,
+        reason: "because".to_owned(),
+        shard,
+        replica: None,
+        node: None,
+        from: None,
+        child: Some(HEIR),
+        at: at.map(|at| Encoding::Base64.encode(&at).expect("text")),
+        encoding: Encoding::Base64,
+        bucket: None,
+        part_of: None,
+        reported_by: ME,
+        since_ms: 1,
+        progress: OperationProgress::default(),
+        done: false,
+        error: None,
+    })
+}
+
+#[tokio::test]
+async fn a_shard_is_split_at_a_key_of_any_bytes_or_in_the_middle() {
+    let server = Server::start().await;
+    let ask = async |id: &str, body: &str| {
+        let line = format!("POST /v1/cluster/shards/{id}/split");
+        server.ask(&line, &[("content-type", "application/json")], body.as_bytes()).await
+    };
+    let bodies = [
+        ("", Value::Null),
+        ("{}", Value::Null),
+        (r#"{"at":"k"}"#, json!("aw==")),
+        (r#"{"at":"/w==","encoding":"base64"}"#, json!("/w==")),
+    ];
+    for (body, at) in bodies {
+        let answer = ask("s4", body).await;
+        assert_eq!((answer.status, &answer.json()["at"], &answer.json()["child"]), (200, &at, &json!("s9")), "{body}");
+    }
+    let long = format!(r#"{{"at":"{}"}}"#, "k".repeat(KEY_BYTES_MAX + 1));
+    for (body, problem) in [
+        (r#"{"at":""}"#, "key_size"),
+        (&long, "key_size"),
+        (r#"{"at":"?","encoding":"base64"}"#, "malformed_request"),
+        (r#"{"key":"k"}"#, "malformed_request"),
+    ] {
+        assert_eq!(ask("s4", body).await.problem(), (400, problem.to_owned()), "{body}");
+    }
+    assert_eq!(ask("s5", "").await.problem(), (404, "shard_not_found".to_owned()));
+    assert_eq!(ask("x", "").await.problem(), (400, "invalid_argument".to_owned()));
+
+    let called = server.rpc("cluster.shard.split", json!({ "shard": "s4", "at": "k" })).await;
+    assert_eq!((&called["result"]["id"], &called["result"]["at"]), (&json!("op7"), &json!("aw==")));
+    assert_eq!(server.rpc("cluster.shard.split", json!({ "shard": "s4" })).await["result"]["at"], Value::Null);
+    for bad in [json!({}), json!({ "shard": "s4", "to": "n1" }), json!({ "shard": "s4", "at": "" })] {
+        assert!(server.rpc("cluster.shard.split", bad.clone()).await["error"].is_object(), "{bad}");
+    }
 }
 
 #[tokio::test]

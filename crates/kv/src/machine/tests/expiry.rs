@@ -134,7 +134,7 @@ impl Expiring {
 
     fn system(&self) -> Bytes {
         let sum_ms = (0..self.many).map(|n| u128::from(FIRST_MS + n)).sum();
-        let expiries = Stored { form: Form::Records, count: self.many, sum_ms, none_before_ms: 1 };
+        let expiries = Stored { form: Form::Records, count: self.many, sum_ms, none_before_ms: 1, owned: None };
         let (version, clock) = (ClusterVersion::EXPIRY_RECORDS, Timestamp::ZERO);
         System { version, clock, records: self.many, bytes: self.many * 15, expiries }.encode(&Sessions::default())
     }

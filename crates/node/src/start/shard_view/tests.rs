@@ -3,7 +3,7 @@
 use std::{cell::Cell, collections::BTreeSet};
 
 use flotilla_meta::{MetaCommand, Setting};
-use flotilla_types::{ConfState, Epoch, ReplicaDescriptor};
+use flotilla_types::{Bucket, CollectionId, ConfState, Epoch, ReplicaDescriptor};
 
 use super::{super::health::Totals, *};
 use crate::start::testing::{Metadata, replica};
@@ -163,4 +163,30 @@ fn loads_count_each_node_of_a_shard_once() {
     assert_eq!(loads[&NodeId(1)], (2, 0));
     assert_eq!(loads[&NodeId(2)], (1, 2));
     assert_eq!(shards.iter().map(|shard| shard.id).collect::<BTreeSet<_>>().len(), 2);
+}
+
+#[test]
+fn the_keys_of_a_shard_are_named_by_buckets_where_it_has_whole_ones() {
+    let of = |sharding, buckets, start: (u16, &[u8]), end: (u16, &[u8])| {
+        let (objects_from, chunking) = (Collection::OBJECTS_FROM_DEFAULT, Default::default());
+        let split_bytes = Collection::SPLIT_BYTES_DEFAULT;
+        let (id, name) = (CollectionId(7), "c".to_owned());
+        let collection = Collection { id, name, sharding, buckets, replicas: 3, objects_from, chunking, split_bytes };
+        let key = |(bucket, key): (u16, &[u8])| RecordKey::new(id, Bucket(bucket), key).into_bytes();
+        range_of(&KeyRange { start: key(start), end: key(end) }, Some(&collection))
+    };
+    let hash = |start, end| of(Sharding::Hash, 8, start, end);
+    assert_eq!(hash((0, b""), (4, b"")), "buckets 0–3");
+    assert_eq!(hash((4, b""), (5, b"")), "bucket 4");
+    assert_eq!(hash((4, b""), (4, b"m")), "from bucket 4 to before \"m\" of bucket 4");
+    assert_eq!(hash((4, b"m"), (8, b"")), "from \"m\" of bucket 4 to before bucket 8");
+    let range = |start, end| of(Sharding::Range, 1, start, end);
+    assert_eq!(range((0, b""), (1, b"")), "all keys");
+    assert_eq!(range((0, b""), (0, b"m")), "keys before \"m\"");
+    assert_eq!(range((0, b"\x1b\xff"), (1, b"")), "keys from \"\\x1b\\xff\"");
+    let long = [b'k'; KEY_BYTES_SHOWN_MAX + 1];
+    let first = "k".repeat(KEY_BYTES_SHOWN_MAX);
+    assert_eq!(range((0, b"a"), (0, &long)), format!("keys from \"a\" to before \"{first}…\""));
+    assert_eq!(range((0, b"a"), (0, &long[1..])), format!("keys from \"a\" to before \"{first}\""));
+    assert_eq!(range_of(&KeyRange::all(), None), "metadata");
 }

@@ -101,11 +101,12 @@ impl Checks {
                     let change = (entry.kind == EntryKind::Shard).then(|| ShardChange::decode(&entry.context));
                     match change {
                         Some(Ok(ShardChange::Bump)) => {
-                            descriptors.changes_range(descriptor.shard, entry.index);
+                            let _ = descriptors.changes_range(descriptor.shard, entry.index);
                             self.shard_changes.insert(entry.index);
                         }
                         Some(Ok(ShardChange::Fold { .. })) => drop(self.folds.insert(entry.index)),
-                        Some(Err(_)) | None => {}
+                        // This world has one shard.
+                        Some(Ok(ShardChange::Split(_)) | Err(_)) | None => {}
                     }
                     let found = (entry.term, entry.data.clone(), entry.context.clone());
                     let first = self.committed.entry((descriptor.shard, entry.index)).or_insert_with(|| found.clone());

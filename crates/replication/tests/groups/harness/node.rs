@@ -8,8 +8,8 @@ use std::{
 use bytes::Bytes;
 use flotilla_kv::{KvMachine, Limits};
 use flotilla_replication::{
-    Applied, Applier, ApplyTask, Background, Core, Done, Effects, Fingerprints, Input, Load, Loaded, Notice, Outgoing,
-    ReplicaStatus, Replicas, Returned, Slow, first_sequence, refs_of, work::PullRequest,
+    Applied, Applier, ApplyTask, Background, Core, Count, Done, Effects, Fingerprints, Input, Load, Loaded, Notice,
+    Outgoing, ReplicaStatus, Replicas, Returned, Slow, first_sequence, refs_of, work::PullRequest,
 };
 use flotilla_storage::{
     ApplyContext, EngineError, Log as _, LogBatch, LogEvidence, MachineError, Manifest, MemoryEngine, MemoryLog,
@@ -101,6 +101,7 @@ pub(crate) enum Job {
     Load(Load),
     Destroy(ReplicaId),
     Expect(Vec<ObjectId>),
+    Count(Count),
 }
 
 /// An event on a node.
@@ -144,6 +145,7 @@ impl std::fmt::Debug for NodeEvent {
                 Job::Compact(replica, _) => write!(f, "compacted {replica}"),
                 Job::Destroy(replica) => write!(f, "removed {replica}"),
                 Job::Expect(objects) => write!(f, "expects {} objects", objects.len()),
+                Job::Count(count) => write!(f, "counted {}", count.replica),
                 Job::Load(load) => write!(f, "loaded {} {}", load.replica, load.checkpoint.position.index),
             },
             Self::PullGoesOn(pull) => write!(f, "pull {pull} goes on"),
@@ -408,6 +410,7 @@ impl World {
                 }
                 Background::Compact { replica, folding } => self.work(node, running, Job::Compact(replica, folding)),
                 Background::Expect { objects } => self.work(node, running, Job::Expect(objects)),
+                Background::Count(count) => self.work(node, running, Job::Count(count)),
                 Background::Gather(gather) => self.start_gather(node, running, gather),
                 Background::Pull { replica, from, checkpoint } => {
                     self.start_pull(node, running, replica, from, checkpoint);
@@ -586,7 +589,9 @@ impl World {
     fn worked(&mut self, node: &mut Node, running: &mut Running, job: Job) {
         match job {
             Job::Build(replica, format) => match node.engine.build(replica, format) {
-                Ok(checkpoint) => self.take(node, running, Input::Built { replica, checkpoint: Some(checkpoint) }),
+                Ok(checkpoint) => {
+                    self.take(node, running, Input::Built { replica, checkpoint: Some(checkpoint), split: None })
+                }
                 Err(EngineError::NotOpen(_)) => {}
                 Err(error) => panic!("{replica}: {error}"),
             },
@@ -601,6 +606,11 @@ impl World {
             Job::Compact(replica, folding) => {
                 let done = node.engine.compact(replica, folding, &|| false).unwrap_or_default();
                 self.take(node, running, Input::Compacted { replica, done });
+            }
+            Job::Count(Count { replica, at, counting, records }) => {
+                // It may fail where the records were replaced.
+                let _ = counting.run(&*records, &mut || ());
+                self.take(node, running, Input::Counted { replica, at });
             }
             Job::Destroy(replica) => node.engine.destroy(replica).unwrap(),
             Job::Expect(objects) => {
