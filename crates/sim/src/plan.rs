@@ -6,6 +6,7 @@
 //! faults can be left out one by one while the others stay the same.
 
 use flotilla_kv::Limits;
+use flotilla_placement::Sharding;
 use flotilla_replication::{HostConfig, Leases, RaftConfig, ScrubConfig};
 use rand::{RngExt as _, SeedableRng as _, seq::IndexedRandom as _};
 use rand_chacha::ChaCha8Rng;
@@ -18,6 +19,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) nodes: u64,
     pub(crate) buckets: u16,
+    /// How keys are distributed. One bucket for ranges.
+    pub(crate) sharding: Sharding,
     pub(crate) clients: usize,
     /// Upper end of a client's pause between two operations, microseconds.
     pub(crate) think_us_max: u64,
@@ -184,6 +187,7 @@ impl Plan {
             seed,
             nodes,
             buckets: rng.random_range(1..=3),
+            sharding: Sharding::Hash,
             clients: rng.random_range(2..=6),
             think_us_max: *[5_000, 20_000, 60_000].choose(&mut rng).unwrap_or(&20_000),
             host: if rng.random_bool(0.8) { small_limits() } else { HostConfig::default() },
@@ -265,6 +269,8 @@ impl Plan {
         // A shard with a flaw is not split.
         if rng.random_bool(0.4) && !plan.faults.iter().any(|planned| planned.fault == Fault::Flaw) {
             plan.add_some(&mut rng, Fault::SplitBySize, [500, 2_500, 6_000]);
+            // Buckets are not split by themselves, and each has a shard from the beginning.
+            (plan.sharding, plan.buckets) = (Sharding::Range, 1);
         }
         plan
     }

@@ -158,3 +158,160 @@ pub fn buckets_begun(range: &KeyRange, collection: &Collection) -> Option<(Bucke
     let end = end.min(collection.buckets);
     (first < end).then(|| (Bucket(first), Bucket(end - 1)))
 }
+
+#[cfg(test)]
+mod tests {
+    use flotilla_meta::CollectionSettings;
+    use flotilla_storage::Usage;
+    use flotilla_types::CollectionId;
+
+    use super::*;
+    use crate::core::testing::{Meta, World, leads};
+
+    const BOUND: u64 = 1 << 20;
+
+    /// Node 1 leads the only shard of a collection, which takes so many bytes there.
+    struct Fixture {
+        world: World,
+        shard: ShardId,
+        splits: SizeSplits,
+    }
+
+    impl Fixture {
+        fn new(sharding: Sharding, buckets: u16) -> Self {
+            let mut meta = Meta::of_nodes(3);
+            let command = MetaCommand::CreateCollection {
+                name: "c".to_owned(),
+                sharding,
+                buckets,
+                replicas: 1,
+                initial_nodes: vec![vec![flotilla_types::NodeId(1)]],
+                settings: CollectionSettings { split_bytes: Some(BOUND), ..CollectionSettings::NONE },
+            };
+            (2..=ClusterVersion::SIZE_SPLITS.0).for_each(|version| meta.raise_to(ClusterVersion(version)));
+            meta.apply(&command);
+            let shard = meta.state().shards().map(|shard| shard.id).max().expect("a shard");
+            let mut fixture = Self { world: World::new(1, meta), shard, splits: SizeSplits::default() };
+            fixture.takes(0);
+            fixture
+        }
+
+        fn descriptor(&self) -> flotilla_types::ShardDescriptor {
+            self.world.meta.state().shard(self.shard).expect("a shard").descriptor.clone()
+        }
+
+        fn collection(&self) -> CollectionId {
+            self.world.meta.state().shard(self.shard).expect("a shard").collection
+        }
+
+        fn takes(&mut self, bytes: u64) {
+            let descriptor = self.descriptor();
+            let mut leader = leads(self.shard.0, &[(1, descriptor.replicas[0].replica.0)], &[]);
+            leader.descriptor = descriptor;
+            leader.usage = Usage { checkpoint_bytes: bytes, ..Usage::default() };
+            self.world.replicas = vec![leader];
+        }
+
+        fn pass(&mut self) -> Vec<Action> {
+            self.world.reconcile(&mut self.splits)
+        }
+
+        fn key(&self, bucket: u16, key: &[u8]) -> Bytes {
+            RecordKey::new(self.collection(), Bucket(bucket), key).into_bytes()
+        }
+
+        fn measures(&self) -> Vec<Action> {
+            vec![Action::Measure { shard: self.shard, replica: self.descriptor().replicas[0].replica, above: BOUND }]
+        }
+
+        fn measured(&mut self, bytes: u64, middle: Option<Bytes>) {
+            self.splits.on_outcome(Outcome::Measured(Measured { shard: self.shard, bytes, middle }));
+        }
+
+        fn splits_at(&self, at: Bytes) -> Vec<Action> {
+            let (shard, epoch, reason) = (self.shard, self.descriptor().epoch, OperationReason::Size);
+            vec![Action::Propose(MetaCommand::SplitShard { shard, at, epoch, reason })]
+        }
+    }
+
+    #[test]
+    fn a_shard_that_takes_more_than_its_bound_is_measured_and_split_if_its_records_do() {
+        let mut fixture = Fixture::new(Sharding::Range, 1);
+        assert_eq!(fixture.pass(), []);
+        fixture.takes(BOUND);
+        assert_eq!(fixture.pass(), [], "not more");
+        fixture.takes(BOUND + 1);
+        assert_eq!(fixture.pass(), fixture.measures());
+        assert_eq!(fixture.pass(), [], "it is being measured");
+        fixture.measured(BOUND, None);
+        assert_eq!(fixture.pass(), [], "deleted records count in what it takes, and not in the bound");
+        fixture.world.now_ms += AGAIN_MS - 1;
+        assert_eq!(fixture.pass(), []);
+        fixture.world.now_ms += 1;
+        assert_eq!(fixture.pass(), fixture.measures());
+        let at = fixture.key(0, b"m");
+        fixture.measured(BOUND + 1, Some(at.clone()));
+        let split = fixture.splits_at(at);
+        assert_eq!(fixture.pass(), split);
+        let [Action::Propose(command)] = &split[..] else { panic!("a proposal") };
+        fixture.world.meta.apply(command);
+        fixture.world.now_ms += AGAIN_MS;
+        assert_eq!(fixture.pass(), [], "it is planned");
+        let after = fixture.world.meta.report_split(fixture.shard);
+        fixture.takes(BOUND + 1);
+        assert_eq!(fixture.pass(), fixture.measures(), "a half may be too large, too: {after:?}");
+    }
+
+    #[test]
+    fn a_hash_collection_is_split_between_two_buckets_and_never_inside_one() {
+        let mut fixture = Fixture::new(Sharding::Hash, 4);
+        fixture.takes(BOUND + 1);
+        for (middle, bucket) in [(0, 1), (1, 1), (2, 2), (3, 3)] {
+            fixture.world.now_ms += AGAIN_MS;
+            assert_eq!(fixture.pass(), fixture.measures());
+            fixture.measured(BOUND + 1, Some(fixture.key(middle, b"m")));
+            assert_eq!(fixture.pass(), fixture.splits_at(fixture.key(bucket, b"")), "{middle}");
+        }
+        let mut lone = Fixture::new(Sharding::Hash, 1);
+        lone.takes(BOUND + 1);
+        assert_eq!(lone.pass(), []);
+    }
+
+    #[test]
+    fn a_bound_that_is_lowered_counts_at_once_and_none_ends_it() {
+        let mut fixture = Fixture::new(Sharding::Range, 1);
+        fixture.takes(BOUND);
+        assert_eq!(fixture.pass(), []);
+        let collection = fixture.collection();
+        let change = |bytes| MetaCommand::ChangeCollection {
+            collection,
+            settings: CollectionSettings { split_bytes: Some(bytes), ..CollectionSettings::NONE },
+        };
+        fixture.world.meta.apply(&change(BOUND - 1));
+        assert!(matches!(fixture.pass()[..], [Action::Measure { .. }]));
+        fixture.world.meta.apply(&change(0));
+        fixture.world.now_ms += AGAIN_MS;
+        assert_eq!(fixture.pass(), []);
+        fixture.measured(BOUND, Some(fixture.key(0, b"m")));
+        assert_eq!(fixture.pass(), [], "what was measured meanwhile is of no use");
+    }
+
+    #[test]
+    fn nothing_is_split_where_something_else_changes_the_shard_or_the_node_drains() {
+        let mut fixture = Fixture::new(Sharding::Range, 1);
+        fixture.takes(BOUND + 1);
+        let epoch = fixture.world.replicas[0].descriptor.epoch;
+        fixture.world.replicas[0].descriptor.epoch.config += 1;
+        assert_eq!(fixture.pass(), [], "the metadata does not know its configuration");
+        fixture.world.replicas[0].descriptor.epoch = epoch;
+        assert_eq!(fixture.pass(), fixture.measures());
+        fixture.world.now_ms += AGAIN_MS;
+        fixture.world.meta.set_state(1, NodeState::Draining);
+        assert_eq!(fixture.pass(), []);
+        fixture.world.meta.set_state(1, NodeState::Active);
+        assert_eq!(fixture.pass(), fixture.measures());
+        fixture.world.now_ms += AGAIN_MS;
+        fixture.world.replicas[0].group = None;
+        assert_eq!(fixture.pass(), [], "another one leads");
+    }
+}

@@ -458,7 +458,7 @@ impl World {
             let buckets = self.plan.buckets;
             MetaCommand::CreateCollection {
                 name: "default".to_owned(),
-                sharding: Sharding::Hash,
+                sharding: self.plan.sharding,
                 buckets,
                 replicas: 3,
                 initial_nodes: meta.initial_nodes(buckets, 3, |_| Liveness::Live),
