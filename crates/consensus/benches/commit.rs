@@ -132,7 +132,8 @@ fn node(id: u64) -> Node {
         replicas: VOTERS.map(voter).into(),
     };
     let conf = ConfState::of_voters(VOTERS.map(ReplicaId));
-    let position = Position { index: LogIndex(1), term: Term(1), conf, descriptor };
+    let position =
+        Position { index: LogIndex(1), term: Term(1), conf: Arc::new(conf), descriptor: Arc::new(descriptor) };
     let create = ReplicaWrite {
         create: Some(SHARD),
         checkpoint: Some(Checkpoint::empty(position)),

@@ -8,7 +8,7 @@ mod rest;
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    sync::Arc,
+    sync::{Arc, LazyLock},
 };
 
 use bytes::Bytes;
@@ -92,14 +92,19 @@ impl Round {
     }
 }
 
+/// raft-rs logs nothing. All groups share what it takes to say so.
+static NO_LOG: LazyLock<slog::Logger> = LazyLock::new(|| slog::Logger::root(slog::Discard, slog::o!()));
+
 /// One replica of one shard.
 pub struct Group {
     shard: ShardId,
     replica: ReplicaId,
     node: RawNode<Store>,
-    descriptor: ShardDescriptor,
-    conf: ConfState,
-    rng: ChaCha8Rng,
+    descriptor: Arc<ShardDescriptor>,
+    conf: Arc<ConfState>,
+    seed: u64,
+    /// Election timeouts drawn so far.
+    draws: u64,
     election_ticks: usize,
     /// The last timeout drawn here. raft-rs draws its own at every reset, which is overwritten with this one.
     election_timeout: usize,
@@ -114,7 +119,7 @@ pub struct Group {
     silent: BTreeSet<ReplicaId>,
     role: (Role, Term, ReplicaId),
     /// The checkpoint of the snapshot that raft-rs has accepted and not yet returned in a `Ready`.
-    incoming: Option<Checkpoint>,
+    incoming: Option<Box<Checkpoint>>,
     /// Rounds returned and not yet persisted, and whether each has a write.
     unpersisted: VecDeque<(u64, bool)>,
     /// Term and vote as last returned for writing.
@@ -163,15 +168,15 @@ impl Group {
             ..raft::Config::default()
         };
         let store = Store::new(replica, log, state, config.cache_bytes_max);
-        let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let node = RawNode::new(&raft_config, store, &logger).map_err(|_| GroupError::Library)?;
+        let node = RawNode::new(&raft_config, store, &NO_LOG).map_err(|_| GroupError::Library)?;
         let mut group = Self {
             shard: state.shard,
             replica,
             node,
             descriptor: state.checkpoint.position.descriptor.clone(),
             conf: state.checkpoint.position.conf.clone(),
-            rng: ChaCha8Rng::seed_from_u64(seed),
+            seed,
+            draws: 0,
             election_ticks: config.election_ticks,
             election_timeout: config.election_ticks,
             counted_ticks: tick,
@@ -232,13 +237,13 @@ impl Group {
 
     /// The shard's descriptor as of the last committed entry delivered.
     #[must_use]
-    pub fn descriptor(&self) -> &ShardDescriptor {
+    pub fn descriptor(&self) -> &Arc<ShardDescriptor> {
         &self.descriptor
     }
 
     /// The configuration as of the last committed entry delivered.
     #[must_use]
-    pub fn conf(&self) -> &ConfState {
+    pub fn conf(&self) -> &Arc<ConfState> {
         &self.conf
     }
 
@@ -392,7 +397,7 @@ impl Group {
         if let Some(checkpoint) = offered
             && accepted == Some(checkpoint.position.index.0)
         {
-            self.incoming = Some(checkpoint);
+            self.incoming = Some(Box::new(checkpoint));
         }
     }
 
@@ -576,12 +581,12 @@ impl Group {
         let Some(checkpoint) = incoming else { return };
         self.conf = checkpoint.position.conf.clone();
         self.descriptor = checkpoint.position.descriptor.clone();
-        self.node.mut_store().install(checkpoint.clone());
+        self.node.mut_store().install((*checkpoint).clone());
         // The snapshot's configuration applies from here on, and a campaign must not read entries before it.
         // `advance_apply_to` would require a durable snapshot; no message leaves the node before that anyway.
         self.node.raft.raft_log.applied = index.0;
         self.applied = index;
-        round.install = Some(checkpoint);
+        round.install = Some(*checkpoint);
     }
 
     /// Marks rounds without a write as persisted when no write is in flight.
@@ -599,8 +604,8 @@ impl Group {
         let change = ConfChange::decode(&entry.context)?;
         let conf = self.node.apply_conf_change(&change.to_raft()).map_err(|_| ChangeError::NotApplicable)?;
         self.end_lease();
-        self.conf = convert::conf_from_raft(&conf);
-        self.descriptor = descriptor_after(&self.descriptor, &change, &self.conf);
+        self.conf = Arc::new(convert::conf_from_raft(&conf));
+        self.descriptor = Arc::new(descriptor_after(&self.descriptor, &change, &self.conf));
         Ok(())
     }
 
@@ -609,7 +614,7 @@ impl Group {
     /// reads that run behind the change are judged by the descriptor after it.
     pub(crate) fn apply_shard_change(&mut self, entry: &Entry) -> Result<ShardChange, ChangeError> {
         let change = ShardChange::decode(&entry.context)?;
-        self.descriptor = self.after(&change)?;
+        self.descriptor = Arc::new(self.after(&change)?);
         if matches!(change, ShardChange::Split(_)) {
             // Followers learn now that it is committed, and not with the next entry: the new shard waits for them.
             self.node.ping();
@@ -642,7 +647,11 @@ impl Group {
         // and for a split vote two voters must also tick within the few milliseconds that a round of votes
         // takes.
         let range = self.election_ticks..self.election_ticks + self.election_ticks.div_ceil(2);
-        self.election_timeout = self.rng.random_range(range);
+        // A generator is larger than much else of a group that rests.
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(self.draws);
+        self.draws += 1;
+        self.election_timeout = rng.random_range(range);
         self.keep_election_timeout();
     }
 
@@ -669,7 +678,7 @@ impl Group {
             commit: LogIndex(raft.raft_log.committed),
             last: self.last(),
             truncated: self.truncated().0,
-            conf: self.conf.clone(),
+            conf: (*self.conf).clone(),
             followers,
             transfers_to: raft.lead_transferee.map(ReplicaId),
         }
@@ -696,7 +705,7 @@ impl Group {
                 == (Role::of(raft.state), Term(raft.term), ReplicaId(raft.leader_id))
             && (status.commit, status.last, status.truncated)
                 == (LogIndex(raft.raft_log.committed), self.last(), self.truncated().0)
-            && status.conf == self.conf
+            && status.conf == *self.conf
             && status.transfers_to == raft.lead_transferee.map(ReplicaId)
     }
 

@@ -132,9 +132,9 @@ pub struct CommittedEntries {
     /// The change of the shard that the last entry makes.
     pub shard_change: Option<ShardChange>,
     /// The configuration after them.
-    pub conf: ConfState,
+    pub conf: Arc<ConfState>,
     /// The descriptor after them.
-    pub descriptor: ShardDescriptor,
+    pub descriptor: Arc<ShardDescriptor>,
 }
 
 /// A quorum confirmed a read index.
@@ -188,7 +188,8 @@ pub struct Effects {
 pub struct MultiRaft {
     config: Config,
     log: Arc<dyn Log>,
-    groups: BTreeMap<ReplicaId, Group>,
+    /// In boxes: a map has room for about as many groups as it holds.
+    groups: BTreeMap<ReplicaId, Box<Group>>,
     /// Groups with input since the last drain.
     dirty: BTreeSet<ReplicaId>,
     timers: Timers,
@@ -281,7 +282,7 @@ impl MultiRaft {
         if matches!(origin, Origin::Recovered) {
             group.rest_until_woken();
         }
-        self.groups.insert(replica, group);
+        self.groups.insert(replica, Box::new(group));
         self.dirty.insert(replica);
         Ok(())
     }
@@ -299,22 +300,22 @@ impl MultiRaft {
     /// A replica of this node.
     #[must_use]
     pub fn group(&self, replica: ReplicaId) -> Option<&Group> {
-        self.groups.get(&replica)
+        self.groups.get(&replica).map(Box::as_ref)
     }
 
     /// Every replica of this node, ordered.
     pub fn groups(&self) -> impl Iterator<Item = &Group> {
-        self.groups.values()
+        self.groups.values().map(Box::as_ref)
     }
 
     /// The groups that this node leads as of the last drain, ordered.
     pub fn led(&self) -> impl Iterator<Item = &Group> {
-        self.leaders.iter().filter_map(|replica| self.groups.get(replica))
+        self.leaders.iter().filter_map(|replica| self.group(*replica))
     }
 
     /// As [`led`](Self::led), those after a replica only.
     pub fn led_after(&self, replica: ReplicaId) -> impl Iterator<Item = &Group> {
-        self.leaders.range((Bound::Excluded(replica), Bound::Unbounded)).filter_map(|replica| self.groups.get(replica))
+        self.leaders.range((Bound::Excluded(replica), Bound::Unbounded)).filter_map(|replica| self.group(*replica))
     }
 
     /// The replicas whose status may have changed since the last call.

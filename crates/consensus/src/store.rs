@@ -83,7 +83,17 @@ impl Store {
 
     /// Evicts cached entries that are durable and applied, oldest first, until the cache is within its bound.
     pub(crate) fn evict(&mut self, durable_and_applied: LogIndex) {
-        while self.cache_bytes > self.cache_bytes_max {
+        self.evict_to(self.cache_bytes_max, durable_and_applied);
+    }
+
+    /// Evicts all that are durable and applied, and gives back their room.
+    pub(crate) fn release(&mut self, durable_and_applied: LogIndex) {
+        self.evict_to(0, durable_and_applied);
+        self.cache.shrink_to_fit();
+    }
+
+    fn evict_to(&mut self, bytes_max: usize, durable_and_applied: LogIndex) {
+        while self.cache_bytes > bytes_max {
             match self.cache.front() {
                 Some(first) if first.index <= durable_and_applied.0 => {}
                 _ => return,

@@ -1,6 +1,9 @@
 //! The cost of a batch in the log: written and fsynced, on the disk of the temporary folder.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use bytes::Bytes;
 use divan::{Bencher, counter::ItemsCount};
@@ -56,7 +59,8 @@ fn create(id: u64) -> ReplicaWrite {
     let shard = ShardId(id);
     let descriptor = ShardDescriptor { shard, range: KeyRange::all(), epoch: Epoch::default(), replicas: Vec::new() };
     let conf = ConfState::of_voters([ReplicaId(id)]);
-    let position = Position { index: LogIndex(1), term: Term(1), conf, descriptor };
+    let position =
+        Position { index: LogIndex(1), term: Term(1), conf: Arc::new(conf), descriptor: Arc::new(descriptor) };
     ReplicaWrite {
         create: Some(shard),
         checkpoint: Some(Checkpoint::empty(position)),

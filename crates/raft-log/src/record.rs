@@ -12,6 +12,8 @@
 //! | node | `m` ‖ node id (8 bytes, big-endian) | the highest sequence seen of that node, 8 bytes, big-endian |
 //! | node | `t` ‖ replica id (8 bytes, big-endian) | empty: the replica was destroyed |
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use flotilla_storage::ReplicaBounds;
 use flotilla_types::{
@@ -266,18 +268,18 @@ pub(crate) fn decode_checkpoint(bytes: &[u8]) -> Result<Checkpoint, Reason> {
         position: Position {
             index: LogIndex(record.index),
             term: Term(record.term),
-            conf: ConfState {
+            conf: Arc::new(ConfState {
                 voters: ids(record.conf.voters),
                 voters_outgoing: ids(record.conf.voters_outgoing),
                 learners: ids(record.conf.learners),
                 learners_next: ids(record.conf.learners_next),
-            },
-            descriptor: ShardDescriptor {
+            }),
+            descriptor: Arc::new(ShardDescriptor {
                 shard: ShardId(shard),
                 range: KeyRange { start, end },
                 epoch: Epoch { range: epoch_range, config: epoch_config },
                 replicas: replicas.into_iter().map(member).collect(),
-            },
+            }),
         },
         system: record.system.as_ref().map(object).transpose()?,
         tables,

@@ -5,7 +5,7 @@ mod hostile;
 mod reclaim;
 mod walk;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_storage::{Log, LogBatch, LogError, ReplicaWrite, conformance};
@@ -52,7 +52,8 @@ fn checkpoint(replica: u64, index: u64, term: u64) -> Checkpoint {
         replicas: Vec::new(),
     };
     let conf = ConfState::of_voters([ReplicaId(replica)]);
-    let position = Position { index: LogIndex(index), term: Term(term), conf, descriptor };
+    let position =
+        Position { index: LogIndex(index), term: Term(term), conf: Arc::new(conf), descriptor: Arc::new(descriptor) };
     Checkpoint::empty(position)
 }
 

@@ -143,13 +143,12 @@ impl<T> Default for Applied<T> {
     }
 }
 
-#[expect(clippy::large_enum_variant, reason = "one per replica, seldom in the large variant")]
 enum Slot<T> {
     /// Loads of one replica run one after the other: an earlier one that is retried must not replace what a
     /// later one has loaded.
     Loading {
         /// The load that follows and makes this one outdated.
-        next: Option<ApplyTask<T>>,
+        next: Option<Box<ApplyTask<T>>>,
         waiting: VecDeque<ApplyTask<T>>,
     },
     Ready(Box<Ready>),
@@ -186,8 +185,8 @@ struct Ready {
 struct Committed<T> {
     entries: Vec<Entry>,
     shard_change: Option<ShardChange>,
-    conf: ConfState,
-    descriptor: ShardDescriptor,
+    conf: Arc<ConfState>,
+    descriptor: Arc<ShardDescriptor>,
     waiters: Vec<(LogIndex, Vec<T>)>,
 }
 
@@ -251,7 +250,7 @@ impl<T> Applier<T> {
             }
             (Some(Slot::Loading { next, waiting }), open @ ApplyTask::Open { .. }) => {
                 drop_tasks(std::mem::take(waiting), out);
-                *next = Some(open);
+                *next = Some(Box::new(open));
             }
             (_, ApplyTask::Open { shard, checkpoint, replaces, .. }) => {
                 self.pins.end_all_of(replica);
@@ -305,7 +304,7 @@ impl<T> Applier<T> {
         }
         let Some(Slot::Loading { next, waiting }) = self.slots.remove(&replica) else { return };
         if let Some(open) = next {
-            self.run(wall_ms, open, out);
+            self.run(wall_ms, *open, out);
             waiting.into_iter().for_each(|task| self.run(wall_ms, task, out));
             return;
         }
@@ -583,7 +582,7 @@ impl Ready {
         engine: &dyn StateEngine,
     ) -> Result<(), MachineError> {
         let moved = change.after(before);
-        assert_eq!(moved.as_ref(), Ok(&self.position.descriptor), "{replica} judges by another range than its group");
+        assert_eq!(moved.as_ref(), Ok(&*self.position.descriptor), "{replica} judges by another range than its group");
         match change {
             ShardChange::Bump => Ok(()),
             ShardChange::Fold { piece_bytes } => {

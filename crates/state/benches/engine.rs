@@ -1,6 +1,9 @@
 //! Benchmarks of write sets, reads and checkpoints of the state engine. Keys are 20 bytes, values 256.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use bytes::Bytes;
 use divan::{Bencher, counter::ItemsCount};
@@ -116,7 +119,8 @@ impl Opened {
             replicas: Vec::new(),
         };
         let conf = ConfState::of_voters([REPLICA]);
-        let position = Position { index: LogIndex(0), term: Term(0), conf, descriptor };
+        let position =
+            Position { index: LogIndex(0), term: Term(0), conf: Arc::new(conf), descriptor: Arc::new(descriptor) };
         let empty = Checkpoint::empty(position.clone());
         engine.open(REPLICA, &empty).expect("a new replica");
         Self { engine, position, _folder: folder }

@@ -5,7 +5,10 @@ use std::{
     fs,
     io::IoSliceMut,
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,7 +28,12 @@ const REPLICA: ReplicaId = ReplicaId(7);
 pub(crate) fn empty_checkpoint(replica: ReplicaId) -> Checkpoint {
     let epoch = Epoch::default();
     let descriptor = ShardDescriptor { shard: ShardId(1), range: KeyRange::all(), epoch, replicas: Vec::new() };
-    let position = Position { index: LogIndex(0), term: Term(0), conf: ConfState::of_voters([replica]), descriptor };
+    let position = Position {
+        index: LogIndex(0),
+        term: Term(0),
+        conf: Arc::new(ConfState::of_voters([replica])),
+        descriptor: Arc::new(descriptor),
+    };
     Checkpoint::empty(position)
 }
 

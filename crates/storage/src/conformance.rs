@@ -27,6 +27,8 @@ pub use scrub::scrub;
 pub use state_engine::state_engine;
 pub use value_objects::value_objects;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use flotilla_types::{
     Checkpoint, ConfState, Epoch, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Term,
@@ -40,13 +42,13 @@ fn position(replica: ReplicaId, index: u64, term: u64) -> Position {
     Position {
         index: LogIndex(index),
         term: Term(term),
-        conf: ConfState::of_voters([replica]),
-        descriptor: ShardDescriptor {
+        conf: Arc::new(ConfState::of_voters([replica])),
+        descriptor: Arc::new(ShardDescriptor {
             shard: ShardId(replica.0),
             range: KeyRange { start: bytes("a"), end: bytes("z") },
             epoch: Epoch { range: 1, config: index },
             replicas: Vec::new(),
-        },
+        }),
     }
 }
 

@@ -486,7 +486,7 @@ impl StateReader for Snapshot {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_types::{ConfState, Epoch, ShardDescriptor, ShardId, Term};
+    use flotilla_types::{Epoch, ShardDescriptor, ShardId, Term};
 
     use super::*;
     use crate::Manifest;
@@ -498,7 +498,8 @@ mod tests {
             epoch: Epoch::default(),
             replicas: Vec::new(),
         };
-        let position = Position { index: LogIndex(0), term: Term(0), conf: ConfState::default(), descriptor };
+        let position =
+            Position { index: LogIndex(0), term: Term(0), conf: Arc::default(), descriptor: Arc::new(descriptor) };
         Checkpoint::empty(position)
     }
 

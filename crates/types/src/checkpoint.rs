@@ -1,8 +1,11 @@
 //! The durable state of a replica at one position of its log.
 
+use std::sync::Arc;
+
 use crate::{ClusterVersion, ConfState, KeyRange, LogIndex, ObjectId, ShardDescriptor, Term};
 
-/// A position in the log, with the configuration and descriptor that hold there.
+/// A position in the log, with the configuration and descriptor that hold there. Copies share these: a node has
+/// several of each replica, which seldom change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
     /// The last applied entry.
@@ -10,9 +13,9 @@ pub struct Position {
     /// Its term.
     pub term: Term,
     /// The configuration after that entry.
-    pub conf: ConfState,
+    pub conf: Arc<ConfState>,
     /// The descriptor after that entry.
-    pub descriptor: ShardDescriptor,
+    pub descriptor: Arc<ShardDescriptor>,
 }
 
 /// The durable applied state of a replica at one log position, used by restarts, snapshots and backups.

@@ -1,7 +1,7 @@
 //! Conversions between wire messages and domain types. Decoding shares the frame's buffer and copies no
 //! payload.
 
-use std::iter;
+use std::{iter, sync::Arc};
 
 use bytes::{Buf as _, Bytes};
 use flotilla_types::{
@@ -194,8 +194,8 @@ pub fn checkpoint_from_wire(checkpoint: peer::Checkpoint) -> Result<Checkpoint, 
         position: Position {
             index: LogIndex(checkpoint.index),
             term: Term(checkpoint.term),
-            conf: conf_from_wire(checkpoint.conf.ok_or(WireError::Missing("conf"))?),
-            descriptor: descriptor_from_wire(checkpoint.descriptor.ok_or(WireError::Missing("descriptor"))?),
+            conf: Arc::new(conf_from_wire(checkpoint.conf.ok_or(WireError::Missing("conf"))?)),
+            descriptor: Arc::new(descriptor_from_wire(checkpoint.descriptor.ok_or(WireError::Missing("descriptor"))?)),
         },
         system: if checkpoint.system.is_empty() { None } else { Some(id(&checkpoint.system)?) },
         tables,
@@ -332,13 +332,13 @@ mod tests {
                 position: Position {
                     index: LogIndex(5),
                     term: Term(2),
-                    conf: ConfState { learners: vec![ReplicaId(9)], ..ConfState::of_voters([ReplicaId(1)]) },
-                    descriptor: ShardDescriptor {
+                    conf: Arc::new(ConfState { learners: vec![ReplicaId(9)], ..ConfState::of_voters([ReplicaId(1)]) }),
+                    descriptor: Arc::new(ShardDescriptor {
                         shard: ShardId(4),
                         range: KeyRange::of_prefix(b"k"),
                         epoch: Epoch { range: 1, config: 2 },
                         replicas: vec![],
-                    },
+                    }),
                 },
                 system: Some(ObjectId::of(b"s")),
                 tables: Tables::Pieces { base: vec![ObjectId::of(b"b")], runs: vec![] },

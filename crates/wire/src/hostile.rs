@@ -1,6 +1,8 @@
 //! Hostile frames: mutated messages of every kind must decode to an error or a message, within bounded
 //! memory.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use flotilla_hostile::{Proportion, at_every_cut, attack, extreme_u64, mutated};
 use flotilla_types::{
@@ -56,7 +58,12 @@ fn checkpoint() -> impl Strategy<Value = Checkpoint> {
     let tables = prop_oneof![pieces, vec(table, 0..4).prop_map(Tables::Manifests)];
     (extreme_u64(), extreme_u64(), conf, descriptor(), option::of(object()), tables).prop_map(
         |(index, term, conf, descriptor, system, tables)| Checkpoint {
-            position: Position { index: LogIndex(index), term: Term(term), conf, descriptor },
+            position: Position {
+                index: LogIndex(index),
+                term: Term(term),
+                conf: Arc::new(conf),
+                descriptor: Arc::new(descriptor),
+            },
             system,
             tables,
         },

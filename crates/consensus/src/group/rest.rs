@@ -134,7 +134,16 @@ impl Group {
             self.rest.messages.push(rest_message(self.replica, to, term, last));
         }
         self.rest.resting = true;
+        self.release_memory();
         true
+    }
+
+    /// Gives back what only a group in use needs: entries in memory that are in the log, and room for more.
+    fn release_memory(&mut self) {
+        let durable_and_applied = self.persisted.min(self.applied);
+        self.node.mut_store().release(durable_and_applied);
+        self.node.raft.raft_log.unstable.entries.shrink_to_fit();
+        self.unpersisted.shrink_to_fit();
     }
 
     /// Whether a leader's followers have everything, know it, and respond. A voter that is silent is no obstacle:
@@ -169,6 +178,9 @@ impl Group {
             && (raft.term, raft.leader_id) == (message.term.0, message.from.0)
             && (log.last_index(), log.committed) == (message.commit.0, message.commit.0)
             && self.incoming.is_none();
+        if self.rest.resting {
+            self.release_memory();
+        }
     }
 
     pub(crate) fn take_rest_messages(&mut self) -> Vec<Message> {

@@ -91,7 +91,8 @@ impl Driver {
     fn create_with(&mut self, id: u64, voters: &[u64], heir: Option<u64>) {
         let first = if voters.is_empty() { (LogIndex(0), Term(0)) } else { (LogIndex(1), Term(1)) };
         let conf = ConfState::of_voters(voters.iter().copied().map(ReplicaId));
-        let position = Position { index: first.0, term: first.1, conf, descriptor: descriptor(voters) };
+        let position =
+            Position { index: first.0, term: first.1, conf: Arc::new(conf), descriptor: Arc::new(descriptor(voters)) };
         let log = MemoryLog::default();
         let create = ReplicaWrite {
             create: Some(self.shard.unwrap_or(SHARD)),
@@ -318,7 +319,7 @@ impl Driver {
     }
 
     pub(crate) fn conf(&self, id: u64) -> ConfState {
-        self.nodes[&id].raft.group(ReplicaId(id)).map(|group| group.conf().clone()).unwrap_or_default()
+        self.nodes[&id].raft.group(ReplicaId(id)).map(|group| (**group.conf()).clone()).unwrap_or_default()
     }
 
     /// Events since the last call.

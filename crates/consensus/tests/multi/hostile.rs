@@ -3,6 +3,8 @@
 //! raft-rs panics on some of them, which would fail the replica, so they must be dropped before they reach
 //! it.
 
+use std::sync::Arc;
+
 use flotilla_hostile::{attack, extreme_u64};
 use flotilla_types::{Checkpoint, ConfState, Position};
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -184,8 +186,8 @@ impl Hostile {
                 checkpoint: Checkpoint::empty(Position {
                     index: LogIndex(at.of(last)),
                     term: Term(snapshot_term.of(term)),
-                    conf: conf.clone(),
-                    descriptor: driver::descriptor(&[1, 2, 3]),
+                    conf: Arc::new(conf.clone()),
+                    descriptor: Arc::new(driver::descriptor(&[1, 2, 3])),
                 }),
             }),
             reject: self.reject,

@@ -57,7 +57,7 @@ fn followers(count: u64) -> MultiRaft {
     let (index, term) = (LogIndex(1), Term(1));
     let create = |id: u64| {
         let conf = ConfState::of_voters([0, 1, 2].map(|other| ReplicaId(id + other * count)));
-        let position = Position { index, term, conf, descriptor: descriptor(&[]) };
+        let position = Position { index, term, conf: Arc::new(conf), descriptor: Arc::new(descriptor(&[])) };
         ReplicaWrite {
             create: Some(ShardId(id)),
             checkpoint: Some(Checkpoint::empty(position)),

@@ -81,7 +81,7 @@ pub struct Returned<T> {
 pub(super) struct ReadState {
     machine: Arc<dyn DeferredRead>,
     records: Arc<dyn StateReader>,
-    descriptor: ShardDescriptor,
+    descriptor: Arc<ShardDescriptor>,
     now: Timestamp,
     clock: Timestamp,
 }

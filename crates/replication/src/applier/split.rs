@@ -43,7 +43,7 @@ impl Ready {
         let chain = self.chain.as_ref().map(|chain| chain.split_off(descriptor.shard, FIRST_POSITION.0));
         let system = join_system(self.clock, (chain.as_ref(), child), &machine);
         let (index, term) = FIRST_POSITION;
-        let position = Position { index, term, conf: split.conf(), descriptor };
+        let position = Position { index, term, conf: split.conf().into(), descriptor: descriptor.into() };
         let split_off = SplitOff { at: split.at.clone(), position, system };
         let system = join_system(self.clock, (self.chain.as_ref(), replica), &self.machine.system());
         if engine.freeze_split(replica, self.position.clone(), system, split_off)? {

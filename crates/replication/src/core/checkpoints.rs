@@ -94,7 +94,7 @@ impl<T> Core<T> {
     /// checkpoints that had to wait.
     pub(super) fn start_due_checkpoints(&mut self, effects: &mut Effects<T>) {
         if self.schedule.memtables.total() > self.config.memtables_bytes_max {
-            let may_checkpoint = |id: &ReplicaId| self.replicas.get(id).is_some_and(Replica::may_checkpoint);
+            let may_checkpoint = |id: &ReplicaId| self.replicas.get(id).is_some_and(|replica| replica.may_checkpoint());
             let largest = self.schedule.memtables.largest_first().find(may_checkpoint);
             if let Some(id) = largest
                 && let Some(replica) = self.replicas.get_mut(&id)

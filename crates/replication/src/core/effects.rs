@@ -95,9 +95,9 @@ pub enum ApplyTask<T> {
         /// The change of the shard that the last one makes.
         shard_change: Option<ShardChange>,
         /// The configuration after them.
-        conf: ConfState,
+        conf: Arc<ConfState>,
         /// The descriptor after them.
-        descriptor: ShardDescriptor,
+        descriptor: Arc<ShardDescriptor>,
         /// The callers that wait for the commands of an entry, in order.
         waiters: Vec<(LogIndex, Vec<T>)>,
     },

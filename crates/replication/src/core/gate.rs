@@ -88,8 +88,8 @@ impl<T> Core<T> {
         let id = message.to;
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         let (term, bytes) = (message.term, bytes_of(&message));
-        replica.parked =
-            Some(Parked { term, messages: VecDeque::from([message]), bytes, ordered: (0, replica.gathers) });
+        let (messages, ordered) = (VecDeque::from([message]), (0, replica.gathers));
+        replica.parked = Some(Box::new(Parked { term, messages, bytes, ordered }));
         self.order_parked(id, effects);
     }
 

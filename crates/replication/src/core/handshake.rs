@@ -394,8 +394,8 @@ impl<T> Core<T> {
     /// Whether there is nobody to ask: no other node is known, and this one alone votes in the metadata
     /// group, which would name one. A wiped or foreign folder has no such replica.
     fn is_alone(&self) -> bool {
-        let votes_alone = |replica: &super::Replica<T>| replica.shard == ShardId::META && replica.sole_voter;
-        self.handshake.peers.as_ref().is_some_and(Vec::is_empty) && self.replicas.values().any(votes_alone)
+        self.handshake.peers.as_ref().is_some_and(Vec::is_empty)
+            && self.replicas.values().any(|replica| replica.shard == ShardId::META && replica.sole_voter)
     }
 
     fn open_verified_groups(&mut self, effects: &mut Effects<T>) {
@@ -428,7 +428,7 @@ impl<T> Core<T> {
         if self.replicas.get(&id).is_some_and(|replica| replica.recent_confs.is_none()) {
             let confs = self.recent_confs(id, state);
             if let Some(replica) = self.replicas.get_mut(&id) {
-                replica.recent_confs = confs;
+                replica.recent_confs = confs.map(Box::new);
             }
         }
         let recent = self.replicas.get(&id).and_then(|replica| replica.recent_confs.as_ref());
@@ -441,7 +441,7 @@ impl<T> Core<T> {
     /// committed, and those after it.
     fn recent_confs(&self, id: ReplicaId, state: &ReplicaLog) -> Option<RecentConfs> {
         let position = &state.checkpoint.position;
-        let mut conf = position.conf.clone();
+        let mut conf = (*position.conf).clone();
         let mut confs = vec![conf.clone()];
         let mut nodes: BTreeMap<_, _> =
             position.descriptor.replicas.iter().map(|replica| (replica.replica, replica.node)).collect();

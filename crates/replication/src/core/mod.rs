@@ -73,7 +73,8 @@ pub struct Core<T> {
     log: Arc<dyn Log>,
     raft: MultiRaft,
     raft_effects: consensus::Effects,
-    replicas: BTreeMap<ReplicaId, Replica<T>>,
+    /// In boxes: a map has room for about as many replicas as it holds.
+    replicas: BTreeMap<ReplicaId, Box<Replica<T>>>,
     /// How many of them are unverified.
     unverified: usize,
     /// The replica that serves a shard here: the one that leads, or else the newest that is not abandoned.
@@ -344,7 +345,7 @@ impl<T> Core<T> {
             replaces: false,
         });
         self.unverified += usize::from(replica.unverified);
-        self.replicas.insert(id, replica);
+        self.replicas.insert(id, Box::new(replica));
         self.by_shard.insert((state.shard, id));
         self.choose_serving(state.shard);
         self.schedule.changed.insert(id);
@@ -365,6 +366,7 @@ impl<T> Core<T> {
     fn end_doubt(&mut self, id: ReplicaId) {
         if let Some(replica) = self.replicas.get_mut(&id) {
             self.unverified -= usize::from(std::mem::take(&mut replica.unverified));
+            replica.recent_confs = None;
         }
     }
 
@@ -386,7 +388,8 @@ impl<T> Core<T> {
         let voters = descriptor.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
         let conf =
             if founding { ConfState::of_voters(voters.map(|voter| voter.replica)) } else { ConfState::default() };
-        let checkpoint = Checkpoint::empty(Position { index, term, conf, descriptor });
+        let checkpoint =
+            Checkpoint::empty(Position { index, term, conf: Arc::new(conf), descriptor: Arc::new(descriptor) });
         let hard_state = HardState { term, vote: ReplicaId::NONE, commit: index };
         let shard = checkpoint.position.descriptor.shard;
         let state = ReplicaLog { shard, hard_state, truncated: (index, term), last: index, checkpoint };
@@ -460,6 +463,7 @@ impl<T> Core<T> {
         self.stop_using(id, effects);
         if let Some(replica) = self.replicas.get_mut(&id) {
             self.unverified -= usize::from(std::mem::take(&mut replica.unverified));
+            replica.recent_confs = None;
             effects.notices.push(Notice::Lost { replicas: vec![(replica.shard, id)], reason });
         }
     }

@@ -101,7 +101,7 @@ impl<T> Core<T> {
             if replica.fold_due.is_some() {
                 self.schedule.folds.insert(change.replica);
             }
-            effects.notices.push(Notice::Descriptor(replica.descriptor.clone()));
+            effects.notices.push(Notice::Descriptor((*replica.descriptor).clone()));
         }
         effects.notices.push(Notice::Leader { shard: replica.shard, term: change.term, node: replica.leader_node() });
     }
@@ -174,7 +174,7 @@ impl<T> Core<T> {
             replica.descriptor = committed.descriptor.clone();
             self.schedule.changed.insert(id);
             if replica.leads() && is_changed {
-                effects.notices.push(Notice::Descriptor(committed.descriptor.clone()));
+                effects.notices.push(Notice::Descriptor((*committed.descriptor).clone()));
             }
         }
         let mut waiters = Vec::new();

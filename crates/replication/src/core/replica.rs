@@ -1,6 +1,9 @@
 //! The core's state of one replica, beside its Raft group.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use flotilla_consensus::Role;
@@ -95,8 +98,8 @@ pub(super) struct Replica<T> {
     /// According to its log, the only voter of its group since the checkpoint.
     pub(super) sole_voter: bool,
     /// While it is unverified: the configurations at the end of its log, cached.
-    pub(super) recent_confs: Option<RecentConfs>,
-    pub(super) descriptor: ShardDescriptor,
+    pub(super) recent_confs: Option<Box<RecentConfs>>,
+    pub(super) descriptor: Arc<ShardDescriptor>,
     /// Nodes of replicas that the descriptor does not contain yet, learned from their messages.
     pub(super) routes: BTreeMap<ReplicaId, NodeId>,
 
@@ -154,9 +157,9 @@ pub(super) struct Replica<T> {
     pub(super) log_bytes: u64,
     /// The bytes of committed entries that are still in the log.
     pub(super) entry_bytes: EntryBytes,
-    pub(super) pending_snapshot: Option<PendingSnapshot>,
+    pub(super) pending_snapshot: Option<Box<PendingSnapshot>>,
     /// Appends that wait for objects.
-    pub(super) parked: Option<Parked>,
+    pub(super) parked: Option<Box<Parked>>,
     /// Objects may be held that were fetched for such appends.
     pub(super) holds_parked: bool,
     /// They could not all be fetched: when what came is let go of.
@@ -262,8 +265,9 @@ impl<T> Replica<T> {
     pub(super) fn outdated(&self, request: &Request<T>) -> Option<RequestError> {
         let outdated = request.range_epoch.is_some_and(|epoch| epoch < self.descriptor.epoch.range);
         let heirs = || self.splitting.iter().flat_map(|splitting| &splitting.heirs).cloned();
-        outdated
-            .then(|| RequestError::StaleEpoch { now: [self.descriptor.clone()].into_iter().chain(heirs()).collect() })
+        outdated.then(|| RequestError::StaleEpoch {
+            now: [(*self.descriptor).clone()].into_iter().chain(heirs()).collect(),
+        })
     }
 
     /// Whether commands may be proposed: the clock of all earlier entries is known.

@@ -44,7 +44,7 @@ impl<T> Core<T> {
         }
         let checkpoint = snapshot.checkpoint.clone();
         replica.receives = Some(position.index);
-        replica.pending_snapshot = Some(PendingSnapshot { message, complete: false });
+        replica.pending_snapshot = Some(Box::new(PendingSnapshot { message, complete: false }));
         effects.background.push(Background::Pull { replica: id, from, checkpoint });
     }
 

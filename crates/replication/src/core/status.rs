@@ -142,7 +142,7 @@ impl<T> Core<T> {
         ReplicaStatus {
             shard: replica.shard,
             replica: id,
-            descriptor: replica.descriptor.clone(),
+            descriptor: (*replica.descriptor).clone(),
             group: self.raft.group(id).map(Group::status),
             applied: replica.applied,
             version: replica.version,
@@ -162,6 +162,6 @@ impl<T> Core<T> {
         same_group
             && (replica.applied, replica.checkpoint, replica.usage) == (known.applied, known.checkpoint, known.usage)
             && replica.version == known.version
-            && replica.descriptor == known.descriptor
+            && *replica.descriptor == known.descriptor
     }
 }

@@ -54,7 +54,7 @@ impl<T> Core<T> {
     /// The state machine said when its upkeep is due. It does after each entry, so also after the first one of
     /// a leader's term.
     pub(super) fn on_upkeep_due(&mut self, id: ReplicaId, due_ms: Option<u64>) {
-        let leads = self.replicas.get(&id).is_some_and(super::Replica::leads);
+        let leads = self.replicas.get(&id).is_some_and(|replica| replica.leads());
         let due_ms = due_ms.filter(|_| leads);
         self.schedule.upkeep.set(id, due_ms.map(|due_ms| due_ms.saturating_add(UPKEEP_DELAY_MS)));
     }

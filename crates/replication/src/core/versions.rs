@@ -33,10 +33,9 @@ impl<T> Core<T> {
         if version >= ClusterVersion::REST {
             self.raft.allow_rest();
         }
-        let behind = |(id, replica): (&ReplicaId, &super::Replica<T>)| {
-            replica.version.is_some_and(|machine| machine < version).then_some(*id)
-        };
-        self.to_switch = self.replicas.iter().filter_map(behind).collect();
+        let is_behind = |machine| machine < version;
+        let behind = self.replicas.iter().filter(|(_, replica)| replica.version.is_some_and(is_behind));
+        self.to_switch = behind.map(|(id, _)| *id).collect();
         self.touched.extend(&self.to_switch);
         let switched: Vec<_> = self.replicas.keys().filter(|id| !self.to_switch.contains(id)).copied().collect();
         switched.into_iter().for_each(|id| self.want_format_in_force(id));
@@ -103,7 +102,7 @@ impl<T> Core<T> {
         let Some(id) = self.serving.get(&shard).copied() else { return };
         if let ShardChange::Split(split) = change {
             self.propose_split(id, split, effects);
-        } else if self.replicas.get(&id).is_some_and(super::Replica::may_propose) {
+        } else if self.replicas.get(&id).is_some_and(|replica| replica.may_propose()) {
             let _ = self.raft.propose_shard_change(id, change, &mut self.raft_effects);
         }
     }

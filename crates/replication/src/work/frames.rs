@@ -144,8 +144,10 @@ pub fn unpack<T>(from: NodeId, frame: Bytes) -> Result<Vec<Input<T>>, WireError>
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use flotilla_types::{
-        Checkpoint, ConfState, Epoch, KeyRange, LogIndex, ObjectId, Position, ShardDescriptor, Snapshot, Tables,
+        Checkpoint, Epoch, KeyRange, LogIndex, ObjectId, Position, ShardDescriptor, Snapshot, Tables,
     };
 
     use super::*;
@@ -157,7 +159,8 @@ mod tests {
             epoch: Epoch::default(),
             replicas: Vec::new(),
         };
-        let position = Position { index: LogIndex(9), term: Term(1), conf: ConfState::default(), descriptor };
+        let position =
+            Position { index: LogIndex(9), term: Term(1), conf: Arc::default(), descriptor: Arc::new(descriptor) };
         let base = (0..objects).map(|n| ObjectId::of(&n.to_be_bytes())).collect();
         let checkpoint = Checkpoint { position, system: None, tables: Tables::Pieces { base, runs: Vec::new() } };
         let message = Message {

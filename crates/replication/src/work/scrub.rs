@@ -174,8 +174,10 @@ impl Scrubber {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use flotilla_storage::MemoryEngine;
-    use flotilla_types::{Checkpoint, ConfState, Epoch, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId};
+    use flotilla_types::{Checkpoint, Epoch, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId};
     use flotilla_types::{ShardDescriptor, ShardId, Tables, Term};
 
     use super::*;
@@ -191,7 +193,8 @@ mod tests {
         let runs: Vec<_> = bodies.iter().map(|body| ObjectId::of(body)).collect();
         let epoch = Epoch::default();
         let descriptor = ShardDescriptor { shard: ShardId(1), range: KeyRange::all(), epoch, replicas: Vec::new() };
-        let position = Position { index: LogIndex(1), term: Term(1), conf: ConfState::default(), descriptor };
+        let position =
+            Position { index: LogIndex(1), term: Term(1), conf: Arc::default(), descriptor: Arc::new(descriptor) };
         engine.hold(Holder::Receiver(REPLICA), &runs);
         for (id, body) in runs.iter().zip(bodies) {
             engine.import(*id, body.into(), &[]).expect("its bytes");

@@ -59,8 +59,8 @@ impl Bench {
         let position = Position {
             index: LogIndex(0),
             term: Term(1),
-            conf: ConfState::of_voters([REPLICA]),
-            descriptor: descriptor(&[1]),
+            conf: Arc::new(ConfState::of_voters([REPLICA])),
+            descriptor: Arc::new(descriptor(&[1])),
         };
         bench.load(Checkpoint::empty(position), false);
         bench
@@ -124,8 +124,8 @@ impl Bench {
             replica: REPLICA,
             entries,
             shard_change: None,
-            conf: ConfState::of_voters([REPLICA]),
-            descriptor: descriptor(&[1]),
+            conf: Arc::new(ConfState::of_voters([REPLICA])),
+            descriptor: Arc::new(descriptor(&[1])),
             waiters: vec![(LogIndex(self.index), vec![caller])],
         });
         caller
@@ -354,11 +354,12 @@ fn a_change_of_the_range_takes_effect_at_its_entry() {
     for kind in [EntryKind::ConfChange, EntryKind::Shard] {
         let mut bench = Bench::new(0);
         let narrow = ShardDescriptor { range: KeyRange { start: key("b"), end: key("z") }, ..descriptor(&[1]) };
-        let task = |bench: &mut Bench, entries: Vec<Entry>, descriptor: ShardDescriptor| {
+        let narrow = Arc::new(narrow);
+        let task = |bench: &mut Bench, entries: Vec<Entry>, descriptor: Arc<ShardDescriptor>| {
             let waiters = entries.iter().filter(|entry| entry.kind == EntryKind::Normal);
             let waiters: Vec<_> = waiters.map(|entry| (entry.index, vec![bench.caller()])).collect();
             let callers = waiters.iter().flat_map(|(_, callers)| callers.clone()).collect::<Vec<_>>();
-            let conf = ConfState::of_voters([REPLICA]);
+            let conf = Arc::new(ConfState::of_voters([REPLICA]));
             bench.index += entries.len() as u64;
             bench.run(ApplyTask::Apply { replica: REPLICA, entries, shard_change: None, conf, descriptor, waiters });
             callers

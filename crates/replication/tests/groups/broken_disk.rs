@@ -29,8 +29,8 @@ fn checkpoint() -> Checkpoint {
     let position = Position {
         index: LogIndex(1),
         term: Term(1),
-        conf: ConfState::of_voters([REPLICA]),
-        descriptor: descriptor(&[1]),
+        conf: Arc::new(ConfState::of_voters([REPLICA])),
+        descriptor: Arc::new(descriptor(&[1])),
     };
     Checkpoint::empty(position)
 }

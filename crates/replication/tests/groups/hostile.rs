@@ -476,8 +476,8 @@ impl HostileMessage {
                 position: Position {
                     index: LogIndex(index),
                     term: Term(self.log_term.of(term)),
-                    conf: self.conf.clone(),
-                    descriptor: self.descriptor(),
+                    conf: Arc::new(self.conf.clone()),
+                    descriptor: Arc::new(self.descriptor()),
                 },
                 system: self.system.as_deref().map(ObjectId::of),
                 tables: Tables::Pieces {

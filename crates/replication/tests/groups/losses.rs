@@ -400,7 +400,7 @@ fn a_replica_that_waits_for_its_first_snapshot_is_verified() {
         });
         world.crash(node);
         let state = world.nodes[&node].log.replicas().unwrap().remove(0).1;
-        assert_eq!(state.checkpoint.position.conf, ConfState::default());
+        assert_eq!(*state.checkpoint.position.conf, ConfState::default());
         let same = world.backup(node);
         world.restore(node, &same);
         world.start(node);
@@ -420,8 +420,8 @@ fn a_log_is_complete_if_its_node_is_alone_in_the_metadata_group() {
         let position = Position {
             index: LogIndex(1),
             term: Term(1),
-            conf: ConfState::of_voters(voters.iter().map(|voter| ReplicaId(*voter))),
-            descriptor: descriptor(voters),
+            conf: Arc::new(ConfState::of_voters(voters.iter().map(|voter| ReplicaId(*voter)))),
+            descriptor: Arc::new(descriptor(voters)),
         };
         let checkpoint = Checkpoint::empty(position);
         ReplicaWrite {

@@ -44,7 +44,7 @@ fn recovered(shard: u64) -> ReplicaWrite {
         replicas: replicas.to_vec(),
     };
     let (index, term) = (LogIndex(1), Term(1));
-    let position = Position { index, term, conf, descriptor };
+    let position = Position { index, term, conf: Arc::new(conf), descriptor: Arc::new(descriptor) };
     ReplicaWrite {
         create: Some(ShardId(shard)),
         checkpoint: Some(Checkpoint::empty(position)),

@@ -533,7 +533,7 @@ impl Iterator for Pages<'_> {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_types::{ConfState, Epoch, LogIndex, Position, ShardDescriptor, ShardId, Term};
+    use flotilla_types::{Epoch, LogIndex, Position, ShardDescriptor, ShardId, Term};
 
     use super::*;
 
@@ -541,7 +541,8 @@ mod tests {
         let ids = |names: &[u8]| names.iter().map(|name| ObjectId([*name; 32])).collect();
         let epoch = Epoch::default();
         let descriptor = ShardDescriptor { shard: ShardId(1), range: KeyRange::all(), epoch, replicas: Vec::new() };
-        let position = Position { index: LogIndex(1), term: Term(1), conf: ConfState::default(), descriptor };
+        let position =
+            Position { index: LogIndex(1), term: Term(1), conf: Arc::default(), descriptor: Arc::new(descriptor) };
         Checkpoint { position, system: None, tables: Tables::Pieces { base: ids(base), runs: ids(runs) } }
     }
 

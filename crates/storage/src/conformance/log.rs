@@ -1,6 +1,6 @@
 //! The suite for [`Log`]: covers its whole contract on one storage. Each case has its own replicas.
 
-use std::cell::Cell;
+use std::{cell::Cell, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_types::{
@@ -183,10 +183,11 @@ fn survives_in_full(open: &mut Open<'_>, replica: ReplicaId, tables: Tables) {
     let mut test = Fixture::new(open);
     let mut checkpoint =
         Checkpoint { system: Some(ObjectId::of(b"system")), tables, ..empty_checkpoint(replica, 7, 3) };
-    checkpoint.position.conf.voters_outgoing = vec![ReplicaId(4)];
-    checkpoint.position.conf.learners = vec![ReplicaId(5), ReplicaId(6)];
-    checkpoint.position.conf.learners_next = vec![ReplicaId(7)];
-    checkpoint.position.descriptor.replicas = vec![
+    let conf = Arc::make_mut(&mut checkpoint.position.conf);
+    conf.voters_outgoing = vec![ReplicaId(4)];
+    conf.learners = vec![ReplicaId(5), ReplicaId(6)];
+    conf.learners_next = vec![ReplicaId(7)];
+    Arc::make_mut(&mut checkpoint.position.descriptor).replicas = vec![
         ReplicaDescriptor { replica: ReplicaId(4), node: NodeId(1), role: ReplicaRole::Voter },
         ReplicaDescriptor { replica: ReplicaId(5), node: NodeId(2), role: ReplicaRole::Learner },
     ];

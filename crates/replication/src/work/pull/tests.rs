@@ -1,9 +1,12 @@
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use flotilla_storage::{Manifest, MemoryEngine, PieceRef, Value};
 use flotilla_types::{
-    ByteOrder, CheckpointFormat, ConfState, Epoch, KeyRange, LogIndex, ObjectRef, Position, Refs, ReplicaDescriptor,
+    ByteOrder, CheckpointFormat, Epoch, KeyRange, LogIndex, ObjectRef, Position, Refs, ReplicaDescriptor,
     ShardDescriptor, ShardId, TableKind, TableRef, Tables, Term,
 };
 
@@ -34,7 +37,8 @@ fn source(count: u64) -> (MemoryEngine, Checkpoint) {
     }
     let descriptor =
         ShardDescriptor { shard: ShardId(1), range: KeyRange::all(), epoch: Epoch::default(), replicas: Vec::new() };
-    let position = Position { index: LogIndex(9), term: Term(1), conf: ConfState::default(), descriptor };
+    let position =
+        Position { index: LogIndex(9), term: Term(1), conf: Arc::default(), descriptor: Arc::new(descriptor) };
     (engine, Checkpoint { tables: Tables::Pieces { base, runs: Vec::new() }, ..Checkpoint::empty(position) })
 }
 
@@ -222,7 +226,7 @@ fn failures_end_a_pull_only_if_nothing_succeeds_in_between() {
 /// A pull whose snapshot's shard has replicas on all four nodes.
 fn start_with_three_sources(target: &MemoryEngine, mut checkpoint: Checkpoint) -> Pull {
     let on = |node: NodeId| ReplicaDescriptor { replica: ReplicaId(node.0), node, role: ReplicaRole::Voter };
-    checkpoint.position.descriptor.replicas = [ME, LEADER, SECOND, THIRD].map(on).to_vec();
+    Arc::make_mut(&mut checkpoint.position.descriptor).replicas = [ME, LEADER, SECOND, THIRD].map(on).to_vec();
     start(target, checkpoint)
 }
 
