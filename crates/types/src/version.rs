@@ -32,6 +32,7 @@
 //! | 5 | settings of large values in collections and their commands | [`ClusterVersion::VALUE_REFS`] |
 //! | 6 | moves of replicas as operations: their commands, records and counter | [`ClusterVersion::OPERATIONS`] |
 //! | 7 | splits of shards: entries, commands, records, and the keys that a machine's places are of | [`ClusterVersion::SPLITS`] |
+//! | 8 | roles and weights of nodes | [`ClusterVersion::NODE_ROLES`] |
 //! | 4 | the setting `transfer_bytes_per_second` | [`ClusterVersion::TRANSFER_RATE`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
@@ -96,6 +97,8 @@ impl ClusterVersion {
     pub const OPERATIONS: Self = Self(6);
     /// Shards can be split.
     pub const SPLITS: Self = Self(7);
+    /// The metadata holds the role and the weight of each node.
+    pub const NODE_ROLES: Self = Self(8);
     /// The metadata holds how fast nodes transfer objects.
     pub const TRANSFER_RATE: Self = Self(4);
     /// The last version that the formats can name.
@@ -125,7 +128,7 @@ pub struct VersionRange {
 
 impl VersionRange {
     /// The versions that these sources know.
-    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(7) };
+    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(8) };
     /// The versions of binaries that announce none.
     pub const FIRST_ONLY: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion::FIRST };
 
@@ -202,6 +205,7 @@ mod tests {
             ClusterVersion::VALUE_REFS,
             ClusterVersion::TRANSFER_RATE,
             ClusterVersion::SPLITS,
+            ClusterVersion::NODE_ROLES,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use flotilla_placement::Collection;
 use flotilla_types::{LogIndex, NodeId, RecordKey, Timestamp};
 
-use crate::{CodecError, Limit, MetaCommand, MetaRefusal, MetaReply, MetaState, Setting};
+use crate::{CodecError, Limit, MetaCommand, MetaRefusal, MetaReply, MetaState, NodeRole, Setting};
 
 /// Limit on nodes that are neither removed nor lost.
 pub const NODES_MAX: usize = 1_000;
@@ -132,6 +132,7 @@ impl MetaState {
             MetaCommand::ReportStart { node, incarnation, build } => {
                 self.report_start(now_ms, *node, *incarnation, build)
             }
+            MetaCommand::SetNodeRole { node, incarnation, role } => self.set_node_role(*node, *incarnation, *role),
             MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes, values } => {
                 self.create_collection(name, *sharding, *buckets, *replicas, initial_nodes, *values)
             }
@@ -185,6 +186,10 @@ impl MetaState {
     /// Checks that a node may take replicas.
     fn check_active(&self, node: NodeId) -> Result<(), MetaRefusal> {
         let record = self.nodes.get(&node).ok_or(MetaRefusal::UnknownNode(node))?;
-        if record.state == crate::NodeState::Active { Ok(()) } else { Err(MetaRefusal::NodeNotActive(node)) }
+        match (record.role, record.state) {
+            (NodeRole::Gateway, _) => Err(MetaRefusal::NodeIsGateway(node)),
+            (NodeRole::Storage { .. }, crate::NodeState::Active) => Ok(()),
+            (NodeRole::Storage { .. }, _) => Err(MetaRefusal::NodeNotActive(node)),
+        }
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use flotilla_meta::{
-    Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode, TokenId as JoinTokenId,
-    ValueSettings,
+    Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode, NodeRole,
+    TokenId as JoinTokenId, ValueSettings,
 };
 use flotilla_placement::Sharding;
 use flotilla_replication::{GroupStatus, ReplicaStatus, Role};
@@ -31,6 +31,7 @@ impl Metadata {
                 node: new_node(id),
                 versions: None,
                 displaced: Vec::new(),
+                role: NodeRole::default(),
             }));
         }
         metadata
