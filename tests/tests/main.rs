@@ -50,6 +50,7 @@ mod pause;
 mod placement;
 mod redis;
 mod restarting;
+mod roles;
 mod rolled_back;
 mod scrub;
 mod secure;

@@ -46,7 +46,7 @@ async fn assert_complete(client: &Client, collection: &str) {
     let mut options = ScanOptions::default();
     loop {
         let page = client.scan(collection, &options).await.expect("a page");
-        keys.extend(page.items.into_iter().map(|item| item.key));
+        keys.extend(page.records.into_iter().map(|record| record.key.to_vec()));
         let Some(cursor) = page.cursor else { break };
         options.cursor = Some(cursor);
     }

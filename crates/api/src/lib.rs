@@ -63,7 +63,8 @@ pub use problem::{Problem, ProblemType};
 pub use scrub::{DamagedReplica, NodeScrub, ScrubReport, ScrubState};
 pub use status::{
     ClusterStatus, FollowerInfo, Health, LinkTraffic, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo,
-    NodeState, NodeTraffic, PeerInfo, PeerState, ReplicaInfo, ReplicationStats, ShardInfo, ValueTraffic, Versions,
+    NodeRole, NodeState, NodeTraffic, PeerInfo, PeerState, ReplicaInfo, ReplicationStats, ShardInfo, ValueTraffic,
+    Versions,
 };
 pub use text::{Encoding, TextError};
 

@@ -160,6 +160,12 @@ pub struct NodeInfo {
     /// Its location.
     #[serde(default)]
     pub locality: Locality,
+    /// What it does.
+    #[serde(default)]
+    pub role: NodeRole,
+    /// Its share of replicas and leaderships, relative to those of other nodes; 0 for a gateway.
+    #[serde(default = "default_weight")]
+    pub weight: u32,
     /// Its state in the metadata.
     pub state: NodeState,
     /// Its liveness according to membership.
@@ -190,6 +196,22 @@ pub struct Versions {
     pub min: u32,
     /// The highest.
     pub max: u32,
+}
+
+/// The weight of nodes of versions that do not report any.
+const fn default_weight() -> u32 {
+    1
+}
+
+/// What a node does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeRole {
+    /// It holds replicas and serves clients.
+    #[default]
+    Storage,
+    /// It serves clients.
+    Gateway,
 }
 
 /// State of a node in the metadata.

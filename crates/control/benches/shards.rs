@@ -12,7 +12,7 @@ use flotilla_control::{
 };
 use flotilla_meta::{
     Addresses, CollectionSettings, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode,
-    Setting, TokenId,
+    NodeRole, Setting, TokenId,
 };
 use flotilla_placement::Sharding;
 use flotilla_replication::{Follower, GroupStatus, ReplicaStatus, Replicas, Role};
@@ -59,8 +59,8 @@ impl World {
             &MetaCommand::CreateToken { id: token, hash: [1; 32], expires_at_ms: u64::MAX / 2, uses: 100 },
         );
         for id in 2..=NODES {
-            let (node, versions, displaced) = (new_node(id), None, Vec::new());
-            let join = JoinRequest { token, secret_hash: [1; 32], node, versions, displaced };
+            let (node, versions, displaced, role) = (new_node(id), None, Vec::new(), NodeRole::default());
+            let join = JoinRequest { token, secret_hash: [1; 32], node, versions, displaced, role };
             apply(&mut follower, &MetaCommand::Join(join));
         }
         let replicas = MetaCommand::PutSetting { key: Setting::MetaReplicas.key().to_owned(), value: "1".to_owned() };
@@ -172,6 +172,7 @@ impl World {
             addresses: Addresses::default(),
             locality: Locality::default(),
             versions: VersionRange::supported(),
+            role: NodeRole::default(),
         };
         let state = self.follower.state().clone();
         let view = View {

@@ -341,10 +341,21 @@ impl Cluster {
     /// # Errors
     /// No running node issues a token, or the new node does not start.
     pub async fn add_node(&mut self) -> Result<usize, ClusterError> {
+        self.add_node_with(&[]).await
+    }
+
+    /// Adds a node that also has these environment variables.
+    ///
+    /// # Errors
+    /// See [`Cluster::add_node`].
+    pub async fn add_node_with(&mut self, variables: &[(&str, &str)]) -> Result<usize, ClusterError> {
         for ports in Ports::free(1)? {
             self.add_member(ports)?;
         }
         let i = self.members.len();
+        for (name, value) in variables {
+            self.set_variable(i, name, value)?;
+        }
         self.start_node(i).await?;
         Ok(i)
     }

@@ -12,7 +12,7 @@ use flotilla_types::{
 };
 use flotilla_values::Chunking;
 
-use crate::{Addresses, KeyId, NodeState, OperationChange, OperationReason, PreparedAuthority, TokenId};
+use crate::{Addresses, KeyId, NodeRole, NodeState, OperationChange, OperationReason, PreparedAuthority, TokenId};
 
 /// One change of the metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,6 +119,16 @@ pub enum MetaCommand {
         incarnation: Incarnation,
         /// The version of its software: at most [`crate::NAME_BYTES_MAX`] bytes that no terminal obeys.
         build: String,
+    },
+    /// Records what a node does. Refused for a gateway of which a shard has, or wants, a replica, so that no gateway
+    /// holds any.
+    SetNodeRole {
+        /// The node.
+        node: NodeId,
+        /// The count of its starts. Another one than the recorded is refused.
+        incarnation: Incarnation,
+        /// What it does.
+        role: NodeRole,
     },
     /// Removes a node that was to leave ([`NodeState::Leaving`]) and of which no shard has a replica any
     /// more. Refused for any other node, so that a late proposal does not remove one that was taken back.
@@ -284,6 +294,8 @@ pub struct JoinRequest {
     /// are given ([`ClusterVersion::NAMED_DISPLACEMENT`]); without them every node at the address becomes
     /// lost.
     pub displaced: Vec<Displaced>,
+    /// What it does. Another role than the default needs [`ClusterVersion::NODE_ROLES`].
+    pub role: NodeRole,
 }
 
 /// A node that another one displaces, and its start that was found to be over.
@@ -395,6 +407,9 @@ pub enum MetaRefusal {
     /// The node cannot take replicas now.
     #[error("{0} is not active")]
     NodeNotActive(NodeId),
+    /// The node takes no replicas.
+    #[error("{0} is a gateway, which holds no replicas")]
+    NodeIsGateway(NodeId),
     /// A later start of the node is recorded: this folder was restored or copied.
     #[error("start {known} of this node is already recorded")]
     StaleIncarnation {
@@ -617,8 +632,10 @@ numbered_enum! {
         Chunking = 17, "chunks of large values must have at least 4,096 bytes each";
         /// Where a shard is split: a record key inside its range, of at most [`crate::SPLIT_KEY_BYTES_MAX`] bytes.
         SplitKey = 18, "key at which a shard is split must lie between its keys, not be its first one, and have at most 4,102 bytes with its collection and bucket";
+        /// The weight of a node: at most [`NodeRole::WEIGHT_MAX`].
+        Weight = 19, "weight of a node must be at most 1,000";
         /// What shards may grow to: [`crate::SPLIT_BYTES`], or 0.
-        SplitBytes = 19, "bytes that a shard may grow to must be 1,024 to 1,099,511,627,776, or 0 for no bound";
+        SplitBytes = 20, "bytes that a shard may grow to must be 1,024 to 1,099,511,627,776, or 0 for no bound";
     }
 }
 

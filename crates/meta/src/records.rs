@@ -75,6 +75,39 @@ impl fmt::Display for NodeState {
     }
 }
 
+/// What a node does for the cluster, by its configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NodeRole {
+    /// It holds replicas, and serves clients.
+    Storage {
+        /// Its share of replicas and leaderships, relative to those of other nodes: 0 to [`NodeRole::WEIGHT_MAX`]. A
+        /// node of weight 0 gets no new ones, and balance moves its replicas to others.
+        weight: u32,
+    },
+    /// It serves clients, and holds no replica.
+    Gateway,
+}
+
+impl NodeRole {
+    /// The greatest weight.
+    pub const WEIGHT_MAX: u32 = 1_000;
+
+    /// Its share of replicas and leaderships, relative to those of other nodes.
+    #[must_use]
+    pub fn weight(self) -> u32 {
+        match self {
+            Self::Storage { weight } => weight,
+            Self::Gateway => 0,
+        }
+    }
+}
+
+impl Default for NodeRole {
+    fn default() -> Self {
+        Self::Storage { weight: 1 }
+    }
+}
+
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeRecord {
@@ -101,6 +134,8 @@ pub struct NodeRecord {
     pub versions: VersionRange,
     /// Its last start that was reported; none before [`ClusterVersion::NODE_STARTS`] was in force.
     pub start: Option<NodeStart>,
+    /// What it does; the default before [`ClusterVersion::NODE_ROLES`] was in force.
+    pub role: NodeRole,
 }
 
 /// A start of a node.

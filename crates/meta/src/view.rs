@@ -5,9 +5,6 @@ use flotilla_types::{ClusterVersion, NodeId, ShardId};
 
 use crate::{MetaCommand, MetaState, NodeState, OperationReason, Setting, ShardRecord};
 
-/// The weight of every node; capacity is not recorded.
-const WEIGHT: u32 = 100;
-
 /// A node's liveness, which the caller derives from membership and the grace period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Liveness {
@@ -58,7 +55,7 @@ impl MetaState {
                 (NodeState::Active, Liveness::Suspect) => NodeStatus::Suspect,
                 (NodeState::Active, Liveness::Live) => NodeStatus::Live,
             };
-            PlanNode { id: node.id, status, locality: node.locality.clone(), weight: WEIGHT }
+            PlanNode { id: node.id, status, locality: node.locality.clone(), weight: node.role.weight() }
         });
         nodes.collect()
     }

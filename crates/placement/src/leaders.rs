@@ -1,8 +1,9 @@
 //! Chooses which node should lead each shard, so that leaders are balanced.
 //!
-//! Invariants: only voters on usable nodes are chosen; no node leads two shards more than another that could
-//! take one of them, directly or through a chain of transfers. Each shard starts with its best rendezvous
-//! score, so that a node that joins or leaves moves few leaders.
+//! Invariants: only voters on usable nodes are chosen; no node leads two shards more for its weight than another
+//! that could take one of them, directly or through a chain of transfers. A node of weight zero leads only what no
+//! other one can. Each shard starts with its best rendezvous score, so that a node that joins or leaves moves few
+//! leaders.
 
 use std::{
     cmp::Reverse,
@@ -13,25 +14,30 @@ use flotilla_types::{NodeId, ReplicaRole, ShardDescriptor, ShardId};
 
 use crate::rendezvous_score;
 
-/// The preferred leader of every shard that has a voter on a usable node.
+/// The preferred leader of every shard that has a voter on a usable node; `usable` has the weight of each.
 ///
-/// Leaders are balanced as well as the replica sets allow (±1 when every node could lead every shard): first
+/// Leaders are balanced as well as the replica sets allow (±1 when every node of equal weight could lead every
+/// shard): first
 /// each shard takes the node with its best rendezvous score, then chains of transfers relieve the most loaded
 /// nodes until no such chain is left (optimal semi-matching: Harvey et al., 2006).
 #[must_use]
 pub fn preferred_leaders<'a>(
     shards: impl IntoIterator<Item = &'a ShardDescriptor>,
-    usable: &BTreeSet<NodeId>,
+    usable: &BTreeMap<NodeId, u32>,
 ) -> BTreeMap<ShardId, NodeId> {
-    let mut assignment = Assignment::default();
+    let weight = |node: NodeId| usable.get(&node).copied().unwrap_or(0);
+    let mut assignment = Assignment { weights: usable.clone(), ..Assignment::default() };
     for descriptor in shards {
         let mut nodes: Vec<NodeId> = descriptor
             .replicas
             .iter()
-            .filter(|replica| replica.role == ReplicaRole::Voter && usable.contains(&replica.node))
+            .filter(|replica| replica.role == ReplicaRole::Voter && usable.contains_key(&replica.node))
             .map(|replica| replica.node)
             .collect();
-        nodes.sort_by_key(|&node| (Reverse(rendezvous_score(descriptor.shard, node, 1)), node));
+        if nodes.iter().any(|&node| weight(node) > 0) {
+            nodes.retain(|&node| weight(node) > 0);
+        }
+        nodes.sort_by_key(|&node| (Reverse(rendezvous_score(descriptor.shard, node, weight(node).max(1))), node));
         nodes.dedup();
         if let Some(&first) = nodes.first() {
             for &node in &nodes {
@@ -47,6 +53,7 @@ pub fn preferred_leaders<'a>(
 
 #[derive(Default)]
 struct Assignment {
+    weights: BTreeMap<NodeId, u32>,
     /// The nodes that may lead each shard, best first.
     candidates: BTreeMap<ShardId, Vec<NodeId>>,
     leaders: BTreeMap<ShardId, NodeId>,
@@ -76,11 +83,28 @@ impl Assignment {
         self.led.get(&node).map_or(0, BTreeSet::len)
     }
 
-    /// Terminates because each chain of transfers lowers the sum of squared loads.
+    /// At least one: nodes of weight zero are candidates only beside each other.
+    fn weight(&self, node: NodeId) -> u64 {
+        self.weights.get(&node).map_or(1, |weight| u64::from(*weight).max(1))
+    }
+
+    /// How many leaders a node has for its weight, in thousandths.
+    fn relative_load(&self, node: NodeId) -> u64 {
+        self.load(node) as u64 * 1_000 / self.weight(node)
+    }
+
+    /// Whether one more leader on a node, and one less on the other, lowers the sum of squared loads, each divided by
+    /// its weight. With equal weights: whether the node has two less.
+    fn relieves(&self, node: NodeId, donor: NodeId) -> bool {
+        let twice = |node| 2 * self.load(node) as u64;
+        (twice(node) + 1) * self.weight(donor) < twice(donor).saturating_sub(1) * self.weight(node)
+    }
+
+    /// Terminates because each chain of transfers lowers the sum of squared loads, each divided by its weight.
     fn balance(&mut self) {
         loop {
             let mut donors: Vec<NodeId> = self.led.keys().copied().collect();
-            donors.sort_by_key(|&node| (Reverse(self.load(node)), node));
+            donors.sort_by_key(|&node| (Reverse(self.relative_load(node)), node));
             let Some(chain) = donors.into_iter().find_map(|donor| self.transfer_chain(donor)) else { return };
             for (shard, node) in chain {
                 self.assign(shard, node);
@@ -88,13 +112,13 @@ impl Assignment {
         }
     }
 
-    /// The shortest chain of transfers from this node to one that leads at least two shards fewer
+    /// The shortest chain of transfers from this node to one that leads at least two shards fewer for its weight
     /// (breadth-first search).
     fn transfer_chain(&self, donor: NodeId) -> Option<Vec<(ShardId, NodeId)>> {
         let mut reached: BTreeMap<NodeId, Option<(ShardId, NodeId)>> = BTreeMap::from([(donor, None)]);
         let mut queue = VecDeque::from([donor]);
         while let Some(node) = queue.pop_front() {
-            if self.load(node) + 2 <= self.load(donor) {
+            if self.relieves(node, donor) {
                 let mut chain = Vec::new();
                 let mut at = node;
                 while let Some(Some((shard, from))) = reached.get(&at).copied() {
@@ -139,12 +163,12 @@ mod tests {
         ShardDescriptor { shard: ShardId(id), range: KeyRange::all(), epoch: Epoch::default(), replicas }
     }
 
-    fn usable(nodes: impl IntoIterator<Item = u64>) -> BTreeSet<NodeId> {
-        nodes.into_iter().map(NodeId).collect()
+    fn usable(nodes: impl IntoIterator<Item = u64>) -> BTreeMap<NodeId, u32> {
+        nodes.into_iter().map(|node| (NodeId(node), 1)).collect()
     }
 
-    fn loads(leaders: &BTreeMap<ShardId, NodeId>, nodes: &BTreeSet<NodeId>) -> Vec<usize> {
-        nodes.iter().map(|node| leaders.values().filter(|leader| *leader == node).count()).collect()
+    fn loads(leaders: &BTreeMap<ShardId, NodeId>, nodes: &BTreeMap<NodeId, u32>) -> Vec<usize> {
+        nodes.keys().map(|node| leaders.values().filter(|leader| *leader == node).count()).collect()
     }
 
     #[test]
@@ -177,6 +201,14 @@ mod tests {
         assert!(moved <= 25, "{moved} of 80 leaders moved unnecessarily");
     }
 
+    #[test]
+    fn a_node_of_weight_zero_leads_only_what_no_other_one_can() {
+        let shards = [shard(1, &[1, 2]), shard(2, &[1, 2]), shard(3, &[1])];
+        let weights = BTreeMap::from([(NodeId(1), 0), (NodeId(2), 1)]);
+        let leaders = preferred_leaders(&shards, &weights);
+        assert_eq!(loads(&leaders, &weights), [1, 2]);
+    }
+
     /// The transfers of [`Assignment::transfers_from`], found by a walk over all shards of a node.
     fn transfers_by_walk(assignment: &Assignment, node: NodeId) -> Vec<(ShardId, NodeId)> {
         let mut transfers: Vec<(ShardId, NodeId)> = Vec::new();
@@ -206,6 +238,22 @@ mod tests {
                 for node in assignment.led.keys() {
                     prop_assert_eq!(assignment.transfers_from(*node), transfers_by_walk(&assignment, *node));
                 }
+            }
+        }
+
+        #[test]
+        fn leaders_are_proportional_to_weights_when_all_nodes_hold_all_shards(
+            shards in 0_u64..60,
+            weights in proptest::collection::vec(1_u32..6, 1..6),
+        ) {
+            let usable: BTreeMap<_, _> = (1..).map(NodeId).zip(weights).collect();
+            let all: Vec<u64> = usable.keys().map(|node| node.0).collect();
+            let shards_held: Vec<_> = (0..shards).map(|id| shard(id, &all)).collect();
+            let leaders = preferred_leaders(&shards_held, &usable);
+            let total: u32 = usable.values().sum();
+            for (load, weight) in loads(&leaders, &usable).into_iter().zip(usable.values()) {
+                let share = shards * u64::from(*weight) / u64::from(total);
+                prop_assert!((load as u64).abs_diff(share) <= 2, "{load} instead of {share}");
             }
         }
 

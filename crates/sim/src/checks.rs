@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_control::{Finding, ShardConsistency};
-use flotilla_meta::MetaState;
+use flotilla_meta::{MetaState, NodeRole};
 use flotilla_replication::{ApplyTask, LostReason, ReadCounts, ReplicaStatus, Role, ShardChange, Split, refs_of};
 use flotilla_route::Sequence;
 use flotilla_storage::{
@@ -164,6 +164,7 @@ impl Checks {
             let id = replica.replica;
             let destroyed = self.replicas.get(&id).is_some_and(|replica| replica.destroyed);
             assert!(!destroyed, "{id} of {} exists again after it was destroyed", node.id);
+            assert!(node.role != NodeRole::Gateway, "{id} is on the gateway {}", node.id);
             self.applied(node, id, replica.applied);
             let Some(group) = &replica.group else { continue };
             assert!(replica.applied <= group.commit, "{id} of {} applied entries that are not committed", node.id);

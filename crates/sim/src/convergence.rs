@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use flotilla_kv::verify;
 use flotilla_membership as membership;
-use flotilla_meta::{MetaState, NodeState};
+use flotilla_meta::{MetaState, NodeRecord, NodeRole, NodeState};
 use flotilla_replication::{Contents, ReplicaStatus, Role};
 use flotilla_storage::Log as _;
 use flotilla_types::{Holder, KeyRange, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardId, VersionRange};
@@ -100,7 +100,8 @@ impl World {
         let record = meta.shard(shard)?;
         let Some((_, leader)) = self.leader(shard) else { return Some(format!("{shard} has no leader")) };
         let Some(group) = &leader.group else { return Some(format!("{shard} has no group")) };
-        let live = meta.nodes().filter(|node| node.state == NodeState::Active).count();
+        let stores = |node: &&NodeRecord| node.state == NodeState::Active && node.role != NodeRole::Gateway;
+        let live = meta.nodes().filter(stores).count();
         let wanted = usize::from(record.replicas_desired.max(3)).min(if live < 3 { 1 } else { live });
         let intent: BTreeSet<_> = record.intent.iter().map(|held| held.replica).collect();
         let voters: BTreeSet<_> = group.conf.voters.iter().copied().collect();
@@ -432,7 +433,7 @@ mod tests {
         world.found_cluster();
         for _ in 1..3 {
             let port = world.next_port();
-            world.join(port);
+            world.join(port, NodeRole::default());
         }
         let is_formed = |world: &mut World| world.nodes.len() == 3 && world.unconverged(LAG_MAX).is_none();
         assert!(world.run_until(60_000, is_formed), "{}", world.describe());

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_meta::{
-    CollectionSettings, MetaCommand, NodeRecord, NodeState, OperationChange, OperationReason, OperationState,
+    CollectionSettings, MetaCommand, NodeRecord, NodeRole, NodeState, OperationChange, OperationReason, OperationState,
     SPLIT_BYTES,
 };
 use flotilla_replication::{Input, Role, ShardChange};
@@ -120,8 +120,10 @@ impl World {
             FaultStep::Restart(node) => self.start(node),
             FaultStep::Rejoin(port) => {
                 let taken = self.nodes.values().any(|node| node.port == port && !node.retired);
+                // The machine keeps its configuration.
+                let role = self.nodes.values().find(|node| node.port == port).map(|node| node.role);
                 if !taken && self.nodes.len() < NODES_MAX {
-                    self.join(port);
+                    self.join(port, role.unwrap_or_default());
                 }
             }
         }
@@ -220,7 +222,7 @@ impl World {
             }
             Fault::TransferLeader => self.transfer_leader(planned.pick).map(|()| Active::Nothing)?,
             Fault::Join => self.join_one()?,
-            Fault::Remove => self.remove(id, running.len())?,
+            Fault::Remove => self.remove(id)?,
             Fault::Wipe => {
                 self.retire(id, "loses its disk");
                 Active::Nothing
@@ -277,12 +279,15 @@ impl World {
             return None;
         }
         let port = self.next_port();
-        self.join(port);
+        let has_roles = self.newest_metadata().is_some_and(|meta| meta.cluster_version() >= ClusterVersion::NODE_ROLES);
+        let role = self.plan.joining.filter(|_| has_roles).unwrap_or_default();
+        self.join(port, role);
         Some(Active::Nothing)
     }
 
-    fn remove(&mut self, id: NodeId, running: usize) -> Option<Active> {
-        if running < 4 {
+    fn remove(&mut self, id: NodeId) -> Option<Active> {
+        let stores = |node: &&crate::node::Node| node.running.is_some() && node.role != NodeRole::Gateway;
+        if self.nodes.values().filter(stores).count() < 4 {
             return None;
         }
         self.checks.damaged_nodes.insert(id);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use flotilla_control::{ShardError, UpgradeError, next_version};
-use flotilla_meta::{Displaced, JoinRequest, MetaCommand, MetaRefusal, MetaReply, TokenId};
+use flotilla_meta::{Displaced, JoinRequest, MetaCommand, MetaRefusal, MetaReply, NodeRole, TokenId};
 use flotilla_types::{NodeId, OperationId, VersionRange};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
@@ -36,8 +36,8 @@ pub(crate) struct Operator {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FollowUp {
     Nothing,
-    /// Start the node that joined, at this port.
-    Start(u16),
+    /// Start the node that joined, at this port, with this role.
+    Start(u16, NodeRole),
 }
 
 impl Operator {
@@ -64,7 +64,7 @@ impl World {
     /// Adds and starts the first node, which founds the cluster.
     pub(crate) fn found_cluster(&mut self) {
         let port = self.next_port();
-        self.add_node(NodeId(1), port);
+        self.add_node(NodeId(1), port, NodeRole::default());
         if let Some(node) = self.nodes.get_mut(&NodeId(1)) {
             node.folder.founding = true;
             node.folder.has_authority = true;
@@ -83,11 +83,11 @@ impl World {
     }
 
     /// A new node joins at a port and displaces the node that had it before.
-    pub(crate) fn join(&mut self, port: u16) {
+    pub(crate) fn join(&mut self, port: u16, role: NodeRole) {
         let node = new_node(port, self.rng.random());
         let request =
-            JoinRequest { token: TOKEN, secret_hash: SECRET_HASH, node, versions: None, displaced: Vec::new() };
-        self.order(MetaCommand::Join(request), FollowUp::Start(port));
+            JoinRequest { token: TOKEN, secret_hash: SECRET_HASH, node, versions: None, displaced: Vec::new(), role };
+        self.order(MetaCommand::Join(request), FollowUp::Start(port, role));
     }
 
     pub(crate) fn schedule_upgrade(&mut self) {
@@ -108,10 +108,10 @@ impl World {
         self.schedule(UPGRADE_RETRY_US, Event::Upgrade);
     }
 
-    fn add_node(&mut self, id: NodeId, port: u16) {
+    fn add_node(&mut self, id: NodeId, port: u16, role: NodeRole) {
         let wall_offset_ms = self.rng.random_range(-50..50);
         let booted_us = self.rng.random_range(0..1_000_000_000);
-        self.nodes.insert(id, Node::new(id, port, Clock::new(booted_us, wall_offset_ms), wall_offset_ms));
+        self.nodes.insert(id, Node::new(id, port, role, Clock::new(booted_us, wall_offset_ms), wall_offset_ms));
     }
 
     /// Sends an order when there is no result, and handles its result otherwise.
@@ -147,10 +147,10 @@ impl World {
                     self.operator.orders.remove(&order);
                     self.note(format!("an order was refused: {refusal}"));
                 }
-                (MetaReply::Node(id), FollowUp::Start(port)) => {
+                (MetaReply::Node(id), FollowUp::Start(port, role)) => {
                     self.operator.orders.remove(&order);
-                    self.note(format!("{id} joins at port {port}"));
-                    self.add_node(id, port);
+                    self.note(format!("{id} joins at port {port} as {role:?}"));
+                    self.add_node(id, port, role);
                     self.start(id);
                 }
                 _ => {

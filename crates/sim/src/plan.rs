@@ -6,6 +6,7 @@
 //! faults can be left out one by one while the others stay the same.
 
 use flotilla_kv::Limits;
+use flotilla_meta::NodeRole;
 use flotilla_placement::Sharding;
 use flotilla_replication::{HostConfig, Leases, RaftConfig, ScrubConfig};
 use rand::{RngExt as _, SeedableRng as _, seq::IndexedRandom as _};
@@ -53,6 +54,8 @@ pub(crate) struct Plan {
     pub expiring_percent: u32,
     /// Upper end of the pause between two large values, microseconds. `None` for no values.
     pub value_pause_us_max: Option<u64>,
+    /// The role of nodes that join under load, once the cluster has roles. `None` for the default.
+    pub(crate) joining: Option<NodeRole>,
 }
 
 /// One fault of a plan.
@@ -210,6 +213,7 @@ impl Plan {
             drains_at_rest: false,
             expiring_percent: 0,
             value_pause_us_max: None,
+            joining: None,
         };
         if rng.random_bool(0.15) {
             plan.host.leases = Leases::Off;
@@ -272,6 +276,8 @@ impl Plan {
             // Buckets are not split by themselves, and each has a shard from the beginning.
             (plan.sharding, plan.buckets) = (Sharding::Range, 1);
         }
+        let roles = [None, Some(NodeRole::Gateway), Some(NodeRole::Gateway), Some(NodeRole::Storage { weight: 3 })];
+        plan.joining = *roles.choose(&mut rng).unwrap_or(&None);
         plan
     }
 

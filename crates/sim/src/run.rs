@@ -9,6 +9,8 @@ use std::{
     sync::Once,
 };
 
+use flotilla_meta::NodeRole;
+
 use crate::{
     checks::Counts,
     convergence::LAG_MAX,
@@ -149,7 +151,7 @@ fn execute(world: &mut World) {
     }
     for _ in 1..world.plan.nodes {
         let port = world.next_port();
-        world.join(port);
+        world.join(port, NodeRole::default());
     }
     if world.plan.load_while_forming {
         world.run_ms(500);

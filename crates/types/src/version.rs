@@ -32,6 +32,7 @@
 //! | 5 | settings of large values in collections and their commands | [`ClusterVersion::VALUE_REFS`] |
 //! | 6 | moves of replicas as operations: their commands, records and counter | [`ClusterVersion::OPERATIONS`] |
 //! | 7 | splits of shards: entries, commands, records, and the keys that a machine's places are of | [`ClusterVersion::SPLITS`] |
+//! | 8 | roles and weights of nodes | [`ClusterVersion::NODE_ROLES`] |
 //! | 9 | when a collection's shards are split, and splits that no operator asked for | [`ClusterVersion::SIZE_SPLITS`] |
 //! | 4 | the setting `transfer_bytes_per_second` | [`ClusterVersion::TRANSFER_RATE`] |
 //!
@@ -97,6 +98,8 @@ impl ClusterVersion {
     pub const OPERATIONS: Self = Self(6);
     /// Shards can be split.
     pub const SPLITS: Self = Self(7);
+    /// The metadata holds the role and the weight of each node.
+    pub const NODE_ROLES: Self = Self(8);
     /// Shards are split when they have grown.
     pub const SIZE_SPLITS: Self = Self(9);
     /// The metadata holds how fast nodes transfer objects.
@@ -206,6 +209,7 @@ mod tests {
             ClusterVersion::TRANSFER_RATE,
             ClusterVersion::SPLITS,
             ClusterVersion::SIZE_SPLITS,
+            ClusterVersion::NODE_ROLES,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

@@ -1,5 +1,5 @@
 //! Announces this node's addresses, incarnation, locality and supported versions to the metadata group, once
-//! after each start; then the start itself, with the version of the software.
+//! after each start; then its role and the start itself, with the version of the software.
 
 use flotilla_meta::{MetaCommand, NodeRecord};
 use flotilla_types::ClusterVersion;
@@ -17,11 +17,16 @@ pub struct AnnounceNode {
 }
 
 impl AnnounceNode {
-    /// Reports the start, which the metadata has a place for from a version on.
+    /// Reports role and start, which the metadata has places for from some versions on.
     fn report(&mut self, view: &View<'_>, record: &NodeRecord) -> Vec<Action> {
-        let (node, incarnation) = (view.me.node, view.me.incarnation);
-        self.reported = record.start.as_ref().is_some_and(|start| start.incarnation == incarnation);
-        if self.reported || view.meta.cluster_version() < ClusterVersion::NODE_STARTS {
+        let (node, incarnation, role) = (view.me.node, view.me.incarnation, view.me.role);
+        // First, so that it is not the last thing that is reported: then nothing is looked at any more.
+        if record.role != role && view.meta.cluster_version() >= ClusterVersion::NODE_ROLES {
+            return vec![Action::Propose(MetaCommand::SetNodeRole { node, incarnation, role })];
+        }
+        let is_known = record.start.as_ref().is_some_and(|start| start.incarnation == incarnation);
+        self.reported = is_known && record.role == role;
+        if is_known || view.meta.cluster_version() < ClusterVersion::NODE_STARTS {
             return Vec::new();
         }
         vec![Action::Propose(MetaCommand::ReportStart { node, incarnation, build: BUILD.to_owned() })]
@@ -63,6 +68,7 @@ impl Reconciler for AnnounceNode {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_meta::NodeRole;
     use flotilla_types::{Incarnation, NodeId};
 
     use super::*;
@@ -88,5 +94,27 @@ mod tests {
         assert_eq!((start.incarnation, &start.build[..]), (world.me.incarnation, BUILD));
         world.me.incarnation = Incarnation(99);
         assert_eq!(world.reconcile(&mut announce), []);
+    }
+
+    #[test]
+    fn a_role_is_announced_once_there_is_a_place_for_it() {
+        let mut world = World::new(2, Meta::of_nodes(2));
+        world.meta.raise();
+        world.me.role = NodeRole::Storage { weight: 3 };
+        let mut announce = AnnounceNode::default();
+        for _ in 0..2 {
+            let actions = world.reconcile(&mut announce);
+            let [Action::Propose(update)] = &actions[..] else { panic!("{actions:?}") };
+            world.meta.apply(update);
+        }
+        assert_eq!(world.reconcile(&mut announce), [], "no binary knows of roles yet");
+        (3..=ClusterVersion::NODE_ROLES.0).for_each(|version| world.meta.raise_to(ClusterVersion(version)));
+        let actions = world.reconcile(&mut announce);
+        let [Action::Propose(set @ MetaCommand::SetNodeRole { .. })] = &actions[..] else { panic!("{actions:?}") };
+        world.meta.apply(set);
+        assert_eq!(world.meta.state().node(NodeId(2)).map(|node| node.role), Some(world.me.role));
+        assert_eq!(world.reconcile(&mut announce), []);
+        world.me.role = NodeRole::default();
+        assert_eq!(world.reconcile(&mut announce), [], "it never acts again");
     }
 }

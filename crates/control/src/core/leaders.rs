@@ -15,10 +15,10 @@
 //! when a node may lead or may no longer, and after a pause that grows with the shards when their voters
 //! have changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use flotilla_membership::NodeState;
-use flotilla_meta::{MetaState, NodeState as AdminState, ShardRecord};
+use flotilla_meta::{MetaState, NodeRole, NodeState as AdminState, ShardRecord};
 use flotilla_placement::preferred_leaders;
 use flotilla_replication::{GroupStatus, ReplicaStatus};
 use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardId};
@@ -70,7 +70,8 @@ pub struct Leaders {
 #[derive(Debug, Default)]
 struct Preferred {
     leaders: BTreeMap<ShardId, NodeId>,
-    usable: BTreeSet<NodeId>,
+    /// The nodes that may lead, with their weights.
+    usable: BTreeMap<NodeId, u32>,
     /// The metadata that was looked at last.
     meta: MetaState,
     /// Whether voters have changed since.
@@ -108,11 +109,11 @@ impl Leaders {
         self.misplaced.clear();
     }
 
-    /// The nodes that may lead: in service, and up for a while since they started.
-    fn usable(&mut self, view: &View<'_>) -> BTreeSet<NodeId> {
+    /// The nodes that may lead, with their weights: in service, and up for a while since they started.
+    fn usable(&mut self, view: &View<'_>) -> BTreeMap<NodeId, u32> {
         let me = view.me.node;
         let is_first_pass = self.starts.is_empty();
-        let mut usable = BTreeSet::new();
+        let mut usable = BTreeMap::new();
         self.starts.retain(|node, _| view.meta.node(*node).is_some());
         for node in view.meta.nodes() {
             let noticed_ms = if is_first_pass { 0 } else { view.now_ms };
@@ -123,8 +124,8 @@ impl Leaders {
             let (state, since_ms) = view.members.liveness(node.id);
             let up_ms = view.now_ms.saturating_sub(since_ms.max(start.1));
             let up = state == NodeState::Alive && (node.id == me || up_ms >= PREFERRED_AFTER_MS);
-            if up && node.state == AdminState::Active {
-                usable.insert(node.id);
+            if up && node.state == AdminState::Active && node.role != NodeRole::Gateway {
+                usable.insert(node.id, node.role.weight());
             }
         }
         usable
@@ -187,7 +188,7 @@ impl Leaders {
 
 impl Preferred {
     /// Returns whether the preferred leaders were computed again.
-    fn update(&mut self, view: &View<'_>, usable: BTreeSet<NodeId>) -> bool {
+    fn update(&mut self, view: &View<'_>, usable: BTreeMap<NodeId, u32>) -> bool {
         let voters_differ = |(_, before, after): (_, Option<&ShardRecord>, Option<&ShardRecord>)| {
             before.map(|shard| &shard.descriptor.replicas) != after.map(|shard| &shard.descriptor.replicas)
         };
@@ -246,7 +247,7 @@ impl Preferred {
         let moving: usize = in_flight.values().sum();
         let together_max = (mine / SHARE).clamp(TRANSFERS_MIN, TRANSFERS_MAX).min(mine);
         let mut budget = together_max.saturating_sub(moving);
-        let others = self.usable.iter().filter(|node| **node != view.me.node).count();
+        let others = self.usable.keys().filter(|node| **node != view.me.node).count();
         let to_each_max = (TRANSFERS_MAX / others.max(1)).max(1);
         let mut chosen = Vec::new();
         // Those to nodes that lead too few come first. Where there are none, the excess goes through nodes

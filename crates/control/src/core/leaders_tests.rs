@@ -1,6 +1,6 @@
 //! Leaderships spread evenly, in bounded time and without bursts, and are not swapped back and forth.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use flotilla_meta::{MetaState, SHARDS_MAX};
 use flotilla_replication::{ReplicaStatus, Replicas, Role};

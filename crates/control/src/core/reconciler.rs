@@ -7,7 +7,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use flotilla_meta::{Addresses, MetaCommand, MetaReply, MetaState};
+use flotilla_meta::{Addresses, MetaCommand, MetaReply, MetaState, NodeRole};
 use flotilla_replication::{ConfChange, GroupStatus, ReplicaStatus, Replicas, Role, ShardChange};
 use flotilla_types::{
     ClusterVersion, HostPort, Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, ShardId, VersionRange,
@@ -35,6 +35,8 @@ pub struct LocalNode {
     pub addresses: Addresses,
     /// Its locality labels.
     pub locality: Locality,
+    /// What it does.
+    pub role: NodeRole,
     /// The cluster versions that its binary supports.
     pub versions: VersionRange,
 }

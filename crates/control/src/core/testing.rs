@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 use flotilla_membership::NodeState;
 use flotilla_meta::{
     Addresses, CollectionSettings, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode,
-    NodeRecord, NodeState as AdminState, OperationReason, SeenNode, Setting, TokenId,
+    NodeRecord, NodeRole, NodeState as AdminState, OperationReason, SeenNode, Setting, TokenId,
 };
 use flotilla_placement::Sharding;
 use flotilla_replication::{Follower, GroupStatus, ReplicaStatus, Role};
@@ -84,6 +84,7 @@ impl Meta {
             node,
             versions: None,
             displaced: Vec::new(),
+            role: NodeRole::default(),
         }));
         assert!(self.state().node(NodeId(id)).is_some(), "nodes are numbered in order");
     }
@@ -198,6 +199,7 @@ pub(crate) fn local_node(id: u64) -> LocalNode {
         addresses: addresses(id),
         locality: Locality::default(),
         versions: VersionRange::supported(),
+        role: NodeRole::default(),
     }
 }
 

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use flotilla_placement::Collection;
 use flotilla_types::{LogIndex, NodeId, RecordKey, Timestamp};
 
-use crate::{CodecError, Limit, MetaCommand, MetaRefusal, MetaReply, MetaState, Setting};
+use crate::{CodecError, Limit, MetaCommand, MetaRefusal, MetaReply, MetaState, NodeRole, Setting};
 
 /// Limit on nodes that are neither removed nor lost.
 pub const NODES_MAX: usize = 1_000;
@@ -136,6 +136,7 @@ impl MetaState {
             MetaCommand::ReportStart { node, incarnation, build } => {
                 self.report_start(now_ms, *node, *incarnation, build)
             }
+            MetaCommand::SetNodeRole { node, incarnation, role } => self.set_node_role(*node, *incarnation, *role),
             MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes, settings } => {
                 self.create_collection(name, *sharding, *buckets, *replicas, initial_nodes, *settings)
             }
@@ -191,6 +192,10 @@ impl MetaState {
     /// Checks that a node may take replicas.
     fn check_active(&self, node: NodeId) -> Result<(), MetaRefusal> {
         let record = self.nodes.get(&node).ok_or(MetaRefusal::UnknownNode(node))?;
-        if record.state == crate::NodeState::Active { Ok(()) } else { Err(MetaRefusal::NodeNotActive(node)) }
+        match (record.role, record.state) {
+            (NodeRole::Gateway, _) => Err(MetaRefusal::NodeIsGateway(node)),
+            (NodeRole::Storage { .. }, crate::NodeState::Active) => Ok(()),
+            (NodeRole::Storage { .. }, _) => Err(MetaRefusal::NodeNotActive(node)),
+        }
     }
 }

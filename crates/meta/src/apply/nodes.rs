@@ -16,8 +16,8 @@ use super::{
     ADDRESS_BYTES_MAX, ApplyResult, LABELS_MAX, NAME_BYTES_MAX, NODES_GONE_MAX, NODES_MAX, TOKEN_USES_MAX, TOKENS_MAX,
 };
 use crate::{
-    Addresses, Field, JoinRequest, Limit, MetaRefusal, MetaReply, MetaState, NewNode, NodeRecord, NodeStart, NodeState,
-    Setting, ShardRecord, TokenId, TokenRecord,
+    Addresses, Field, JoinRequest, Limit, MetaRefusal, MetaReply, MetaState, NewNode, NodeRecord, NodeRole, NodeStart,
+    NodeState, Setting, ShardRecord, TokenId, TokenRecord,
 };
 
 impl MetaState {
@@ -89,6 +89,7 @@ impl MetaState {
 
     pub(super) fn join(&mut self, now_ms: u64, request: &JoinRequest) -> ApplyResult {
         check_node(&request.node)?;
+        self.check_role(request.role)?;
         self.check_printable([request.node.name.as_str()], Field::NodeName)?;
         self.check_printable(labels(&request.node.locality), Field::Locality)?;
         self.check_announced(request.versions)?;
@@ -125,6 +126,7 @@ impl MetaState {
         self.prune_gone_nodes();
         let versions = request.versions.unwrap_or(VersionRange::FIRST_ONLY);
         let id = self.add_node(now_ms, &request.node, versions);
+        self.change_node(id, |record| record.role = request.role);
         self.settle_rotation();
         Ok(MetaReply::Node(id))
     }
@@ -186,8 +188,7 @@ impl MetaState {
             return Err(MetaRefusal::NodeGone { node, state: known });
         }
         self.check_in_force(state.since())?;
-        let another = self.nodes().any(|other| other.id != node && other.state == NodeState::Active);
-        if state != NodeState::Active && !another {
+        if state != NodeState::Active && !self.stores_without(node) {
             return Err(MetaRefusal::LastNode);
         }
         self.change_node(node, |record| record.state = state);
@@ -221,6 +222,39 @@ impl MetaState {
         Ok(MetaReply::Done)
     }
 
+    pub(super) fn set_node_role(&mut self, node: NodeId, incarnation: Incarnation, role: NodeRole) -> ApplyResult {
+        self.check_in_force(ClusterVersion::NODE_ROLES)?;
+        self.check_role(role)?;
+        let known = self.node(node).ok_or(MetaRefusal::UnknownNode(node))?;
+        if known.state.is_gone() {
+            return Err(MetaRefusal::NodeGone { node, state: known.state });
+        }
+        if incarnation != known.incarnation {
+            return Err(MetaRefusal::StaleIncarnation { known: known.incarnation });
+        }
+        if role == NodeRole::Gateway && self.is_named_by_a_shard(node) {
+            return Err(MetaRefusal::NodeHoldsReplicas(node));
+        }
+        if role == NodeRole::Gateway && !self.stores_without(node) {
+            return Err(MetaRefusal::LastNode);
+        }
+        self.change_node(node, |record| record.role = role);
+        Ok(MetaReply::Done)
+    }
+
+    /// Whether another node than this one takes replicas.
+    fn stores_without(&self, node: NodeId) -> bool {
+        let mut others = self.nodes().filter(|other| other.id != node && other.state == NodeState::Active);
+        others.any(|other| other.role != NodeRole::Gateway)
+    }
+
+    fn check_role(&self, role: NodeRole) -> Result<(), MetaRefusal> {
+        if role != NodeRole::default() {
+            self.check_in_force(ClusterVersion::NODE_ROLES)?;
+        }
+        if role.weight() > NodeRole::WEIGHT_MAX { Err(MetaRefusal::Invalid(Field::Weight)) } else { Ok(()) }
+    }
+
     pub(super) fn complete_leave(&mut self, node: NodeId) -> ApplyResult {
         match self.node(node).ok_or(MetaRefusal::UnknownNode(node))?.state {
             NodeState::Removed => Ok(MetaReply::Done),
@@ -250,6 +284,7 @@ impl MetaState {
             joined_at_ms: now_ms,
             versions,
             start: None,
+            role: NodeRole::default(),
         };
         self.nodes.insert(id, Arc::new(record));
         id

@@ -9,8 +9,8 @@ use flotilla_values::Chunking;
 
 use super::*;
 use crate::{
-    Addresses, CollectionSettings, Displaced, Field, JoinRequest, KeyId, Liveness, NewNode, NodeState, ReplicaStatus,
-    SeenNode, TokenId,
+    Addresses, CollectionSettings, Displaced, Field, JoinRequest, KeyId, Liveness, NewNode, NodeState, OperationReason,
+    ReplicaStatus, SeenNode, TokenId,
 };
 
 const CLUSTER: ClusterId = ClusterId([9; 16]);
@@ -48,7 +48,14 @@ pub(super) fn refused(state: &mut MetaState, command: &MetaCommand) -> MetaRefus
 }
 
 pub(super) fn joins(node: NewNode, versions: Option<VersionRange>) -> MetaCommand {
-    MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: SECRET, node, versions, displaced: Vec::new() })
+    MetaCommand::Join(JoinRequest {
+        token: TOKEN,
+        secret_hash: SECRET,
+        node,
+        versions,
+        displaced: Vec::new(),
+        role: NodeRole::default(),
+    })
 }
 
 fn join(number: u8) -> MetaCommand {
@@ -95,6 +102,61 @@ fn node_state(state: &MetaState, node: u64) -> NodeState {
 }
 
 #[test]
+fn a_gateway_gets_no_replica_and_a_node_with_one_becomes_none() {
+    let mut state = cluster_of(3);
+    let set = |node, role| MetaCommand::SetNodeRole { node: NodeId(node), incarnation: Incarnation(0), role };
+    let joins_as = |role| {
+        let MetaCommand::Join(request) = joins(new_node(4), Some(VersionRange::supported())) else { unreachable!() };
+        MetaCommand::Join(JoinRequest { role, ..request })
+    };
+    let (needed, in_force) = (ClusterVersion::NODE_ROLES, ClusterVersion(2));
+    state.header.cluster_version = in_force;
+    for early in [set(3, NodeRole::Gateway), joins_as(NodeRole::Gateway), joins_as(NodeRole::Storage { weight: 2 })] {
+        assert_eq!(refused(&mut state, &early), MetaRefusal::VersionNotInForce { needed, in_force });
+    }
+    state.header.cluster_version = needed;
+    assert_eq!(apply(&mut state, &joins_as(NodeRole::Gateway)), MetaReply::Node(NodeId(4)));
+    assert_eq!(state.node(NodeId(4)).map(|node| node.role), Some(NodeRole::Gateway));
+    assert_eq!(MetaState::decode(&state.encode()).as_ref(), Ok(&state));
+
+    // No command places a replica there, and no plan tries to.
+    assert_eq!(refused(&mut state, &collection("c", 1, 3, &[2, 3, 4])), MetaRefusal::BadPlacement);
+    apply(&mut state, &collection("c", 1, 3, &[1, 2, 3]));
+    let shard = ShardId(1);
+    let assign = MetaCommand::AssignReplica { shard, node: NodeId(4), intent_version: 1 };
+    assert_eq!(refused(&mut state, &assign), MetaRefusal::NodeIsGateway(NodeId(4)));
+    let replica = state.shard(shard).expect("a shard").intent[0].replica;
+    let (to, reason) = (NodeId(4), OperationReason::Operator);
+    let moves = MetaCommand::MoveReplica { shard, replica, to, intent_version: 1, reason };
+    assert_eq!(refused(&mut state, &moves), MetaRefusal::NodeIsGateway(NodeId(4)));
+    let liveness = |node| if node == NodeId(3) { Liveness::Dead } else { Liveness::Live };
+    assert!(
+        plan(&state.plan_input(liveness))
+            .changes()
+            .all(|change| !matches!(change, flotilla_placement::Change::Assign { node: NodeId(4), .. }))
+    );
+
+    assert_eq!(refused(&mut state, &set(2, NodeRole::Gateway)), MetaRefusal::NodeHoldsReplicas(NodeId(2)));
+    let heavy = NodeRole::Storage { weight: NodeRole::WEIGHT_MAX + 1 };
+    assert_eq!(refused(&mut state, &set(2, heavy)), MetaRefusal::Invalid(Field::Weight));
+    let late = MetaCommand::SetNodeRole { node: NodeId(4), incarnation: Incarnation(9), role: NodeRole::default() };
+    assert_eq!(refused(&mut state, &late), MetaRefusal::StaleIncarnation { known: Incarnation(0) });
+    assert_eq!(apply(&mut state, &set(4, NodeRole::Storage { weight: 7 })), MetaReply::Done);
+    assert_eq!(state.plan_nodes(liveness)[3].weight, 7);
+    assert_eq!(apply(&mut state, &assign), MetaReply::Replica(ReplicaId(5)));
+}
+
+#[test]
+fn a_gateway_is_no_node_that_may_stay_alone() {
+    let mut state = cluster_of(2);
+    state.header.cluster_version = ClusterVersion::NODE_ROLES;
+    let gateway = MetaCommand::SetNodeRole { node: NodeId(2), incarnation: Incarnation(0), role: NodeRole::Gateway };
+    assert_eq!(apply(&mut state, &gateway), MetaReply::Done);
+    let drain = MetaCommand::SetNodeState { node: NodeId(1), state: NodeState::Draining };
+    assert_eq!(refused(&mut state, &drain), MetaRefusal::LastNode);
+}
+
+#[test]
 fn bootstrap_happens_once_and_creates_the_metadata_shard() {
     let mut state = MetaState::default();
     assert_eq!(refused(&mut state, &token(1)), MetaRefusal::NotBootstrapped);
@@ -138,6 +200,7 @@ fn invalid_token_admits_no_node() {
         node: new_node(2),
         versions: None,
         displaced: Vec::new(),
+        role: NodeRole::default(),
     });
     assert_eq!(refused(&mut state, &wrong), MetaRefusal::WrongSecret);
     assert_eq!(at(&mut state, 5_000, &join(2)), MetaReply::Refused(MetaRefusal::TokenExpired));
@@ -546,8 +609,14 @@ fn gone_nodes_are_kept_up_to_a_limit() {
     for i in 0..NODES_GONE_MAX as u32 + 5 {
         let mut node = new_node(2);
         node.key_digest[..4].copy_from_slice(&(i + 1_000_000).to_be_bytes());
-        let request =
-            JoinRequest { token: TokenId(1), secret_hash: SECRET, node, versions: None, displaced: Vec::new() };
+        let request = JoinRequest {
+            token: TokenId(1),
+            secret_hash: SECRET,
+            node,
+            versions: None,
+            displaced: Vec::new(),
+            role: NodeRole::default(),
+        };
         let reply = state.apply(Timestamp::from_millis(1_000), &MetaCommand::Join(request));
         assert_eq!(reply, MetaReply::Node(NodeId(u64::from(i) + 2)));
     }

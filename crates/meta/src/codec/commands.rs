@@ -11,21 +11,21 @@ use super::{
     authority::PreparedAuthorityPb,
     decode_with_need, encode_at, hash, number, operations,
     records::{
-        AddressesPb, DescriptorPb, SettingsPb, VersionsPb, cluster, collection_id, collection_settings, node_state,
-        role, role_number, sharding, sharding_number, state_number, version, versions,
+        AddressesPb, DescriptorPb, NodeRolePb, SettingsPb, VersionsPb, cluster, collection_id, collection_settings,
+        node_role, node_state, role, role_number, role_pb, sharding, sharding_number, state_number, version, versions,
     },
     required,
 };
 use crate::{
-    CollectionSettings, Displaced, JoinRequest, KeyId, MetaCommand, NewNode, OperationReason, SeenNode, Setting,
-    TokenId,
+    CollectionSettings, Displaced, JoinRequest, KeyId, MetaCommand, NewNode, NodeRole, OperationReason, SeenNode,
+    Setting, TokenId,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CommandPb {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28"
     )]
     kind: Option<Kind>,
 }
@@ -86,6 +86,8 @@ enum Kind {
     ChangeOperation(ChangeOperationPb),
     #[prost(message, tag = "27")]
     SplitShard(SplitShardPb),
+    #[prost(message, tag = "28")]
+    SetNodeRole(SetNodeRolePb),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -170,6 +172,8 @@ struct JoinPb {
     versions: Option<VersionsPb>,
     #[prost(message, repeated, tag = "5")]
     displaced: Vec<DisplacedPb>,
+    #[prost(message, optional, tag = "6")]
+    role: Option<NodeRolePb>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -192,6 +196,16 @@ struct UpdateNodePb {
     locality: BTreeMap<String, String>,
     #[prost(message, optional, tag = "5")]
     versions: Option<VersionsPb>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct SetNodeRolePb {
+    #[prost(uint64, tag = "1")]
+    node: u64,
+    #[prost(uint64, tag = "2")]
+    incarnation: u64,
+    #[prost(message, optional, tag = "3")]
+    role: Option<NodeRolePb>,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -349,6 +363,7 @@ impl MetaCommand {
     /// The lowest version in which the command has its format and meaning.
     fn version(&self) -> ClusterVersion {
         match self {
+            Self::Join(JoinRequest { role, .. }) if *role != NodeRole::default() => ClusterVersion::NODE_ROLES,
             Self::Join(JoinRequest { versions: None, displaced, .. }) if displaced.is_empty() => ClusterVersion::FIRST,
             Self::Join(_) => ClusterVersion::NODE_VERSIONS.max(ClusterVersion::NAMED_DISPLACEMENT),
             Self::UpdateNode { versions: Some(_), .. } | Self::SetClusterVersion { .. } => {
@@ -374,6 +389,7 @@ impl MetaCommand {
             Self::ChangeCollection { .. } => ClusterVersion::VALUE_REFS,
             Self::MoveReplica { .. } | Self::ChangeOperation { .. } => ClusterVersion::OPERATIONS,
             Self::SplitShard { .. } => ClusterVersion::SPLITS,
+            Self::SetNodeRole { .. } => ClusterVersion::NODE_ROLES,
             Self::ReportStart { .. } => ClusterVersion::NODE_STARTS,
             Self::PrepareAuthority { .. } | Self::BeginRotation { .. } | Self::NodeCertified { .. } => {
                 ClusterVersion::AUTHORITY_ROTATION
@@ -387,7 +403,11 @@ impl MetaCommand {
     pub(super) fn known_to(self, read: ClusterVersion) -> Self {
         let keeps = read >= ClusterVersion::NODE_VERSIONS;
         match self {
-            Self::Join(join) if !keeps => Self::Join(JoinRequest { versions: None, displaced: Vec::new(), ..join }),
+            Self::Join(join) => {
+                let role = if read >= ClusterVersion::NODE_ROLES { join.role } else { NodeRole::default() };
+                let (versions, displaced) = if keeps { (join.versions, join.displaced) } else { (None, Vec::new()) };
+                Self::Join(JoinRequest { versions, displaced, role, ..join })
+            }
             Self::UpdateNode { node, incarnation, addresses, locality, versions } => {
                 Self::UpdateNode { node, incarnation, addresses, locality, versions: versions.filter(|_| keeps) }
             }
@@ -457,6 +477,7 @@ impl From<&MetaCommand> for CommandPb {
                 node: Some((&request.node).into()),
                 versions: request.versions.map(VersionsPb::from),
                 displaced: request.displaced.iter().map(DisplacedPb::from).collect(),
+                role: role_pb(request.role),
             }),
             MetaCommand::UpdateNode { node, incarnation, addresses, locality, versions } => {
                 Kind::UpdateNode(UpdateNodePb {
@@ -466,6 +487,9 @@ impl From<&MetaCommand> for CommandPb {
                     locality: locality.0.clone(),
                     versions: versions.map(VersionsPb::from),
                 })
+            }
+            MetaCommand::SetNodeRole { node, incarnation, role } => {
+                Kind::SetNodeRole(SetNodeRolePb { node: node.0, incarnation: incarnation.0, role: role_pb(*role) })
             }
             MetaCommand::SetNodeState { node, state } => {
                 Kind::SetNodeState(SetNodeStatePb { node: node.0, state: state_number(*state) })
@@ -595,6 +619,7 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
             node: required(pb.node)?.try_into()?,
             versions: optional_versions(pb.versions)?,
             displaced: pb.displaced.into_iter().map(displaced).collect::<Result<_, _>>()?,
+            role: node_role(pb.role),
         }),
         Kind::UpdateNode(pb) => MetaCommand::UpdateNode {
             node: number(pb.node)?,
@@ -602,6 +627,11 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
             addresses: required(pb.addresses)?.into(),
             locality: Locality(pb.locality),
             versions: optional_versions(pb.versions)?,
+        },
+        Kind::SetNodeRole(pb) => MetaCommand::SetNodeRole {
+            node: number(pb.node)?,
+            incarnation: number::<Incarnation>(pb.incarnation)?,
+            role: node_role(pb.role),
         },
         Kind::SetNodeState(pb) => MetaCommand::SetNodeState { node: number(pb.node)?, state: node_state(pb.state)? },
         Kind::RemoveNode(node) => MetaCommand::RemoveNode { node: number(node)? },

@@ -16,8 +16,8 @@ use super::{
     operations::OperationPb, required,
 };
 use crate::{
-    Addresses, AuthorityRecord, CollectionSettings, KeyId, KeyRecord, MetaState, NodeRecord, NodeStart, NodeState,
-    OperationRecord, PlannedSplit, ShardRecord, TokenId, TokenRecord, state::Header,
+    Addresses, AuthorityRecord, CollectionSettings, KeyId, KeyRecord, MetaState, NodeRecord, NodeRole, NodeStart,
+    NodeState, OperationRecord, PlannedSplit, ShardRecord, TokenId, TokenRecord, state::Header,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -53,6 +53,17 @@ struct NodePb {
     versions: Option<VersionsPb>,
     #[prost(message, optional, tag = "10")]
     start: Option<StartPb>,
+    /// None for the default only.
+    #[prost(message, optional, tag = "11")]
+    role: Option<NodeRolePb>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct NodeRolePb {
+    #[prost(bool, tag = "1")]
+    gateway: bool,
+    #[prost(uint32, tag = "2")]
+    weight: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -331,6 +342,7 @@ pub(crate) fn encode_node(node: &NodeRecord) -> Bytes {
         (node.versions != VersionRange::FIRST_ONLY).then_some(ClusterVersion::NODE_VERSIONS),
         node.start.is_some().then_some(ClusterVersion::NODE_STARTS),
         Some(node.state.since()),
+        (node.role != NodeRole::default()).then_some(ClusterVersion::NODE_ROLES),
     ];
     let version = needs.into_iter().flatten().max().unwrap_or(ClusterVersion::FIRST);
     encode_at(VersionNeed::InForce(version), &NodePb::from(node))
@@ -420,6 +432,7 @@ impl From<&NodeRecord> for NodePb {
                 build: start.build.clone(),
                 at_ms: start.at_ms,
             }),
+            role: role_pb(node.role),
         }
     }
 }
@@ -439,7 +452,23 @@ impl TryFrom<NodePb> for NodeRecord {
             joined_at_ms: node.joined_at_ms,
             versions: node.versions.map_or(Ok(VersionRange::FIRST_ONLY), versions)?,
             start: node.start.map(node_start).transpose()?,
+            role: node_role(node.role),
         })
+    }
+}
+
+/// A role, unless it is the default.
+pub(super) fn role_pb(role: NodeRole) -> Option<NodeRolePb> {
+    let gateway = role == NodeRole::Gateway;
+    (role != NodeRole::default()).then(|| NodeRolePb { gateway, weight: role.weight() })
+}
+
+/// The output of [`role_pb`].
+pub(super) fn node_role(pb: Option<NodeRolePb>) -> NodeRole {
+    match pb {
+        None => NodeRole::default(),
+        Some(NodeRolePb { gateway: true, .. }) => NodeRole::Gateway,
+        Some(NodeRolePb { gateway: false, weight }) => NodeRole::Storage { weight },
     }
 }
 

@@ -168,6 +168,7 @@ impl From<&MetaRefusal> for RefusalPb {
             MetaRefusal::OperationChanged(operation) => (45, operation.0, 0),
             MetaRefusal::SplitPlanned(operation) => (46, operation.0, 0),
             MetaRefusal::NotSplittable(shard) => (47, shard.0, 0),
+            MetaRefusal::NodeIsGateway(node) => (48, node.0, 0),
         };
         let cluster = if let MetaRefusal::OtherCluster(cluster) = refusal { cluster.0.to_vec() } else { Vec::new() };
         let inner = if let MetaRefusal::InBatch { refusal, .. } = refusal {
@@ -241,6 +242,7 @@ impl TryFrom<RefusalPb> for MetaRefusal {
             45 => Self::OperationChanged(number(pb.first)?),
             46 => Self::SplitPlanned(number(pb.first)?),
             47 => Self::NotSplittable(number(pb.first)?),
+            48 => Self::NodeIsGateway(number(pb.first)?),
             _ => return Err(CodecError::Malformed),
         })
     }

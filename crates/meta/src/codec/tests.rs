@@ -10,7 +10,7 @@ use flotilla_values::Chunking;
 use super::*;
 use crate::{
     Addresses, CollectionSettings, Displaced, Field, JoinRequest, KeyId, Limit, MetaCommand, MetaRefusal, MetaReply,
-    NewNode, NodeState, PreparedAuthority, SeenNode, TokenId,
+    NewNode, NodeRole, NodeState, PreparedAuthority, SeenNode, TokenId,
 };
 
 fn raise() -> MetaCommand {
@@ -40,6 +40,7 @@ fn commands() -> Vec<MetaCommand> {
         node: node.clone(),
         versions: None,
         displaced: Vec::new(),
+        role: NodeRole::default(),
     };
     let displaced = [4, 5].map(|id| Displaced { node: NodeId(id), incarnation: Incarnation(id + 1) }).to_vec();
     let mut commands = vec![
@@ -62,7 +63,11 @@ fn commands() -> Vec<MetaCommand> {
         MetaCommand::NodeCertified { node: NodeId(3), serial: 1 },
         MetaCommand::Join(join.clone()),
         MetaCommand::Join(JoinRequest { versions, ..join.clone() }),
-        MetaCommand::Join(JoinRequest { versions, displaced, ..join }),
+        MetaCommand::Join(JoinRequest { versions, displaced, ..join.clone() }),
+        MetaCommand::Join(JoinRequest { role: NodeRole::Gateway, ..join.clone() }),
+        MetaCommand::Join(JoinRequest { role: NodeRole::Storage { weight: 0 }, ..join }),
+        MetaCommand::SetNodeRole { node: NodeId(1), incarnation: Incarnation(2), role: NodeRole::Gateway },
+        MetaCommand::SetNodeRole { node: NodeId(1), incarnation: Incarnation(2), role: NodeRole::default() },
         MetaCommand::UpdateNode {
             node: NodeId(1),
             incarnation: Incarnation(2),
@@ -207,6 +212,7 @@ fn replies_round_trip() {
         MetaRefusal::VersionNotSupported { in_force: ClusterVersion(3), supported: VersionRange::supported() },
         MetaRefusal::VersionNotSeen { node: NodeId(12), version: ClusterVersion(4) },
         MetaRefusal::VersionNotNext { in_force: ClusterVersion(5) },
+        MetaRefusal::NodeIsGateway(NodeId(3)),
         MetaRefusal::VersionNotInForce { needed: ClusterVersion(7), in_force: ClusterVersion(6) },
         MetaRefusal::UnknownKey,
         MetaRefusal::KeyExists,
@@ -223,9 +229,9 @@ fn replies_round_trip() {
         MetaRefusal::SplitPlanned(OperationId(19)),
         MetaRefusal::NotSplittable(ShardId(20)),
     ];
-    refusals.extend((1..=18).filter_map(Field::from_number).map(MetaRefusal::Invalid));
+    refusals.extend((1..=19).filter_map(Field::from_number).map(MetaRefusal::Invalid));
     refusals.extend((1..=7).filter_map(Limit::from_number).map(MetaRefusal::LimitReached));
-    assert_eq!(refusals.len(), 44 + 18 + 7);
+    assert_eq!(refusals.len(), 45 + 19 + 7);
     let nested = refusals
         .iter()
         .cloned()
@@ -275,6 +281,14 @@ fn commands_name_the_version_that_they_need() {
                 assert_eq!(need(&command), VersionNeed::Raises(*version));
                 continue;
             }
+            MetaCommand::SetNodeRole { .. } => {
+                assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::NODE_ROLES));
+                continue;
+            }
+            MetaCommand::Join(JoinRequest { role, .. }) if *role != NodeRole::default() => {
+                assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::NODE_ROLES));
+                continue;
+            }
             MetaCommand::Join(JoinRequest { versions, .. }) | MetaCommand::UpdateNode { versions, .. } => {
                 versions.is_some()
             }
@@ -285,7 +299,11 @@ fn commands_name_the_version_that_they_need() {
                 continue;
             }
             // One of the batch needs it.
-            MetaCommand::SplitShard { .. } | MetaCommand::Batch(_) => {
+            MetaCommand::Batch(_) => {
+                assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::NODE_ROLES));
+                continue;
+            }
+            MetaCommand::SplitShard { .. } => {
                 assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::SPLITS));
                 continue;
             }

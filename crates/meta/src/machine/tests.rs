@@ -16,8 +16,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Addresses, CollectionSettings, FeedError, JoinRequest, MetaCommand, MetaFollower, MetaRefusal, NewNode, NodeState,
-    SeenNode, TokenId,
+    Addresses, CollectionSettings, FeedError, JoinRequest, MetaCommand, MetaFollower, MetaRefusal, NewNode, NodeRole,
+    NodeState, SeenNode, TokenId,
 };
 
 /// Records in a map, with small pages so that loading needs several.
@@ -118,7 +118,7 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
         1 => Just(bootstrap()),
         2 => (0_u64..3, 1_u32..4, 0_u64..6_000).prop_map(|(id, uses, expires_at_ms)| MetaCommand::CreateToken { id: TokenId(id), hash: [3; 32], expires_at_ms, uses }),
         1 => (0_u64..3).prop_map(|id| MetaCommand::RevokeToken { id: TokenId(id) }),
-        4 => (0_u64..3, 0_u8..8).prop_map(|(token, number)| MetaCommand::Join(JoinRequest { token: TokenId(token), secret_hash: [3; 32], node: new_node(number), versions: None, displaced: Vec::new() })),
+        4 => (0_u64..3, 0_u8..8).prop_map(|(token, number)| MetaCommand::Join(JoinRequest { token: TokenId(token), secret_hash: [3; 32], node: new_node(number), versions: None, displaced: Vec::new(), role: NodeRole::default() })),
         2 => (0_u64..6, 0_u64..4).prop_map(|(node, incarnation)| MetaCommand::UpdateNode { node: NodeId(node), incarnation: Incarnation(incarnation), addresses: new_node(9).addresses, locality: Locality::default(), versions: (incarnation == 3).then_some(VersionRange::supported()) }),
         1 => (0_u64..8).prop_map(|nodes| MetaCommand::SetClusterVersion { version: ClusterVersion(2), seen: (1..=nodes).map(|node| SeenNode { node: NodeId(node), incarnation: Incarnation(9), versions: VersionRange::supported() }).collect() }),
         1 => (0_u64..6, 0_usize..6).prop_map(|(node, state)| MetaCommand::SetNodeState { node: NodeId(node), state: [NodeState::Active, NodeState::Draining, NodeState::Removed, NodeState::Lost, NodeState::Leaving, NodeState::Decommissioning][state] }),

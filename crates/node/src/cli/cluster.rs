@@ -103,13 +103,15 @@ fn operations(shard: &ShardInfo) -> String {
 
 fn node_table(nodes: &[NodeInfo]) -> String {
     let header = [
-        "ID", "NAME", "STATE", "LIVENESS", "METADATA", "REPLICAS", "LEADS", "HTTP", "REDIS", "PEERS", "VERSION",
-        "STARTED", "SUPPORTS", "PLACE",
+        "ID", "NAME", "ROLE", "WEIGHT", "STATE", "LIVENESS", "METADATA", "REPLICAS", "LEADS", "HTTP", "REDIS", "PEERS",
+        "VERSION", "STARTED", "SUPPORTS", "PLACE",
     ];
     let rows = nodes.iter().map(|node| {
         [
             format!("{}{}", node.id, if node.is_self { "*" } else { "" }),
             node.name.clone(),
+            word(&node.role),
+            node.weight.to_string(),
             word(&node.state),
             word(&node.liveness),
             word(&node.metadata_role),

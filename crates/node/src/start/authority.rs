@@ -492,7 +492,14 @@ mod tests {
                 key_digest: [9; 32],
             };
             let versions = Some(VersionRange::supported());
-            let join = flotilla_meta::JoinRequest { token, secret_hash: hash, node, versions, displaced: Vec::new() };
+            let join = flotilla_meta::JoinRequest {
+                token,
+                secret_hash: hash,
+                node,
+                versions,
+                displaced: Vec::new(),
+                role: flotilla_meta::NodeRole::default(),
+            };
             self.apply(&MetaCommand::Join(join));
             let shard = ShardId::META;
             self.apply(&MetaCommand::AssignReplica { shard, node: NodeId(2), intent_version: 1 });

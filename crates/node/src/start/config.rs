@@ -1,10 +1,11 @@
 //! The configuration of a node: flags, then `FLOTILLA_*` variables, then a TOML file, then defaults.
 
-use std::{net::SocketAddr, num::NonZero, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZero, path::PathBuf, str::FromStr, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use flotilla_gateway::{CLIENT_BYTES_DEFAULT, CLIENT_BYTES_MIN};
+use flotilla_meta::NodeRole;
 use flotilla_replication::{FolderTrust, HostConfig, Leases, RaftConfig, ScrubConfig};
 use flotilla_state::ViewOptions;
 use flotilla_types::{HostPort, Locality, is_printable};
@@ -13,6 +14,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::{
     authority::VALID_MAX,
+    ending::Usage,
     places::{Location, advertised, hints, to_bind},
 };
 
@@ -67,6 +69,39 @@ impl View {
             (Self::Sled, Some(_)) => bail!("--index-bytes is for --view objects: sled has indexes of its own"),
             (Self::Sled, None) => ViewOptions::Sled { cache_bytes: Self::SLED_CACHE_BYTES },
         })
+    }
+}
+
+/// The name of what a node does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) enum RoleName {
+    /// It holds replicas and serves clients.
+    Storage,
+    /// It serves clients.
+    Gateway,
+}
+
+impl FromStr for RoleName {
+    type Err = Usage;
+
+    fn from_str(text: &str) -> Result<Self, Usage> {
+        match text {
+            "storage" => Ok(Self::Storage),
+            "gateway" => Ok(Self::Gateway),
+            "reader" | "witness" => {
+                Err(Usage(format!("this version has no nodes with the role {text}; the roles are storage and gateway")))
+            }
+            _ => Err(Usage("the roles are storage and gateway".to_owned())),
+        }
+    }
+}
+
+impl TryFrom<String> for RoleName {
+    type Error = Usage;
+
+    fn try_from(text: String) -> Result<Self, Usage> {
+        text.parse()
     }
 }
 
@@ -133,6 +168,14 @@ pub(crate) struct Settings {
     /// Display name of this node, for good: it is recorded when the node joins [default: `node-PORT`]
     #[arg(long, env = "FLOTILLA_NAME", value_name = "NAME")]
     name: Option<String>,
+    /// What this node does: storage, or gateway for one that serves clients and holds no replicas
+    /// [default: storage]
+    #[arg(long, env = "FLOTILLA_ROLE", value_name = "ROLE")]
+    role: Option<RoleName>,
+    /// Share of replicas and leaderships that this node gets, relative to those of other nodes, 0 to 1000; with 0
+    /// it gets no new replicas, and balancing moves those that it has to others [default: 1]
+    #[arg(long, env = "FLOTILLA_WEIGHT", value_name = "N")]
+    weight: Option<u32>,
     /// Location of this node: key=value labels, from the largest area to the smallest, such as
     /// region=eu,zone=a
     #[arg(long, env = "FLOTILLA_LOCALITY", value_name = "LABELS")]
@@ -311,6 +354,7 @@ pub(crate) struct Config {
     pub(crate) name: String,
     /// Whether an operator gave the name.
     pub(crate) is_named: bool,
+    pub(crate) role: NodeRole,
     pub(crate) locality: Locality,
     pub(crate) origin: Origin,
     /// Shards of the collection `default`, if this node founds a cluster.
@@ -366,6 +410,8 @@ impl Settings {
             http: self.http.or(file.http),
             redis: self.redis.or(file.redis),
             name: self.name.or(file.name),
+            role: self.role.or(file.role),
+            weight: self.weight.or(file.weight),
             locality: self.locality.or(file.locality),
             bootstrap: self.bootstrap || file.bootstrap,
             single: self.single || file.single,
@@ -415,6 +461,10 @@ impl Settings {
             (false, false, Some(token)) => Origin::Join { token },
             (false, ..) => Origin::Resume,
         };
+        let role = role(self.role, self.weight)?;
+        if role == NodeRole::Gateway && origin == Origin::Found {
+            bail!("a gateway cannot found a cluster, because it holds no replicas; start it with --join");
+        }
         let defaults = HostConfig::default();
         let host = HostConfig {
             tick_ms: self.tick_ms.unwrap_or(defaults.tick_ms),
@@ -491,6 +541,7 @@ impl Settings {
             certificate_ttl: certificate_ttl(self.certificate_ttl.as_deref())?,
             name,
             is_named,
+            role,
             locality,
             origin,
             shards,
@@ -543,6 +594,16 @@ fn client_address(flag: &str, address: Option<String>, listen: &HostPort) -> any
         }
     }
     Ok(address)
+}
+
+fn role(name: Option<RoleName>, weight: Option<u32>) -> anyhow::Result<NodeRole> {
+    match (name.unwrap_or(RoleName::Storage), weight) {
+        (RoleName::Gateway, Some(_)) => bail!("--weight is for nodes that hold replicas, and a gateway holds none"),
+        (RoleName::Gateway, None) => Ok(NodeRole::Gateway),
+        (RoleName::Storage, None) => Ok(NodeRole::default()),
+        (RoleName::Storage, Some(weight)) if weight <= NodeRole::WEIGHT_MAX => Ok(NodeRole::Storage { weight }),
+        (RoleName::Storage, Some(_)) => bail!("--weight must be 0 to {}", NodeRole::WEIGHT_MAX),
+    }
 }
 
 fn certificate_ttl(text: Option<&str>) -> anyhow::Result<Duration> {

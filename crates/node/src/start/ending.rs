@@ -8,8 +8,8 @@
 use std::{fmt, sync::Arc};
 
 use flotilla_control::Topology;
-use flotilla_meta::{MetaState, NodeState};
-use flotilla_types::{NodeId, escape_hidden};
+use flotilla_meta::{MetaState, NodeRole, NodeState};
+use flotilla_types::{ClusterVersion, NodeId, escape_hidden};
 use tokio::sync::watch;
 
 /// Exit code of a node that was removed from the cluster.
@@ -84,11 +84,16 @@ impl Ending {
     }
 
     /// Waits until it is clear that this node was removed, or that it was started under another name than it
-    /// has. [`Removal::Left`] if it was to leave.
+    /// has, or with a role that it cannot have. [`Removal::Left`] if it was to leave.
     ///
     /// # Errors
-    /// [`Usage`]: the name.
-    pub(crate) async fn wait(&self, topology: &Arc<Topology>, name: Option<&str>) -> anyhow::Result<Removal> {
+    /// [`Usage`]: the name or the role.
+    pub(crate) async fn wait(
+        &self,
+        topology: &Arc<Topology>,
+        name: Option<&str>,
+        role: NodeRole,
+    ) -> anyhow::Result<Removal> {
         let mut metadata = topology.watch();
         let mut refused = self.removal.subscribe();
         let node = topology.node();
@@ -96,6 +101,7 @@ impl Ending {
         loop {
             let meta = metadata.borrow_and_update().clone();
             check_name(&meta, node, name)?;
+            check_role(&meta, node, role)?;
             if let Some(removal) = recorded(&meta, node) {
                 self.found(removal);
             } else {
@@ -131,6 +137,30 @@ pub(crate) fn check_name(meta: &MetaState, node: NodeId, given: Option<&str>) ->
     }
 }
 
+/// Refuses to be a gateway while the metadata has a replica on this node, or has no place for the role: such a node
+/// would be given replicas.
+pub(crate) fn check_role(meta: &MetaState, node: NodeId, role: NodeRole) -> anyhow::Result<()> {
+    let Some(record) = meta.node(node).filter(|record| role == NodeRole::Gateway && record.role != role) else {
+        return Ok(());
+    };
+    let in_force = meta.cluster_version();
+    let why = if meta.is_named_by_a_shard(node) {
+        format!(
+            "it holds replicas. Start it with --role storage, move them away with `flotilla node decommission {node}`, \
+             and start it as a gateway then"
+        )
+    } else if in_force < ClusterVersion::NODE_ROLES {
+        format!(
+            "the cluster is at version {in_force}, and gateways need version {}. Finish the upgrade with \
+             `flotilla upgrade finish` first",
+            ClusterVersion::NODE_ROLES
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Usage(format!("{node} ({}) cannot be a gateway: {why}", escape_hidden(&record.name))).into())
+}
+
 /// Tells an operator that this node was removed, and what to do.
 pub(crate) fn report(removal: Removal, node: NodeId, meta: &MetaState, data_dir: &str) {
     let name = meta.node(node).map(|record| format!(" ({})", escape_hidden(&record.name))).unwrap_or_default();
@@ -158,7 +188,7 @@ mod tests {
     use std::time::Duration;
 
     use flotilla_meta::{
-        Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, NewNode, SeenNode, TokenId,
+        Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, NewNode, NodeRole, SeenNode, TokenId,
     };
     use flotilla_types::{ClusterId, ClusterVersion, Incarnation, Locality, LogIndex, Timestamp, VersionRange};
 
@@ -193,8 +223,14 @@ mod tests {
         let (token, secret_hash) = (TokenId(1), [1; 32]);
         let versions = VersionRange::supported();
         let seen = SeenNode { node: NodeId(1), incarnation: Incarnation(1), versions };
-        let join =
-            JoinRequest { token, secret_hash, node: new_node("b", 2), versions: Some(versions), displaced: Vec::new() };
+        let join = JoinRequest {
+            token,
+            secret_hash,
+            node: new_node("b", 2),
+            versions: Some(versions),
+            displaced: Vec::new(),
+            role: NodeRole::default(),
+        };
         metadata_after(&[
             MetaCommand::UpdateNode {
                 node: NodeId(1),
@@ -218,7 +254,7 @@ mod tests {
             assert_eq!(topology.meta().node(NodeId(2)).map(|record| record.state), Some(state));
             let ending = Ending::default();
             ending.refused_by(NodeId(1));
-            assert_eq!(ending.wait(&topology, None).await.expect("a removal"), ends);
+            assert_eq!(ending.wait(&topology, None, NodeRole::default()).await.expect("a removal"), ends);
         }
         let meta = metadata_of_two(NodeState::Removed);
         assert_eq!(recorded(&meta, NodeId(2)), Some(Removal::Recorded(NodeState::Removed)));
@@ -236,15 +272,29 @@ mod tests {
         assert!(check_name(&meta, NodeId(1), Some("b")).unwrap_err().is::<Usage>());
     }
 
+    #[test]
+    fn a_node_with_replicas_cannot_be_a_gateway_nor_any_before_the_metadata_has_roles() {
+        let meta = metadata_of_two(NodeState::Active);
+        let why = |node, role| check_role(&meta, NodeId(node), role).err().map(|error| error.to_string());
+        let refused = why(1, NodeRole::Gateway).expect("it holds the metadata group");
+        assert!(refused.contains("decommission n1"), "{refused}");
+        let refused = why(2, NodeRole::Gateway).expect("the cluster is at version 2");
+        assert!(refused.contains("upgrade finish"), "{refused}");
+        assert_eq!((why(1, NodeRole::default()), why(3, NodeRole::Gateway)), (None, None));
+    }
+
     #[tokio::test]
     async fn a_node_ends_when_another_refuses_it_and_when_it_has_another_name() {
         let topology = Arc::new(Topology::new(NodeId(1), metadata()));
         let ending = Ending::default();
-        assert!(ending.wait(&topology, Some("b")).await.is_err());
-        let waiting = ending.wait(&topology, Some("a"));
+        assert!(ending.wait(&topology, Some("b"), NodeRole::default()).await.is_err());
+        let waiting = ending.wait(&topology, Some("a"), NodeRole::default());
         assert!(tokio::time::timeout(Duration::from_millis(20), waiting).await.is_err());
         ending.refused_by(NodeId(2));
         ending.refused_by(NodeId(3));
-        assert_eq!(ending.wait(&topology, None).await.expect("a removal"), Removal::RefusedBy(NodeId(2)));
+        assert_eq!(
+            ending.wait(&topology, None, NodeRole::default()).await.expect("a removal"),
+            Removal::RefusedBy(NodeId(2))
+        );
     }
 }

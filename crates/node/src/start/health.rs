@@ -155,13 +155,16 @@ pub(super) fn problems(has_metadata_leader: bool, nodes: &[NodeInfo], shards: &[
 /// cluster cannot hold all desired replicas is a fact (`replicated_shards`) and no problem: nothing is wrong
 /// with it, and only more nodes change it.
 fn incomplete(nodes: &[NodeInfo], shards: &[ShardInfo]) -> usize {
-    let lasting: BTreeMap<NodeId, Liveness> =
-        nodes.iter().filter(|node| keeps_replicas(node.state)).map(|node| (node.id, node.liveness)).collect();
+    let lasting: BTreeMap<NodeId, &NodeInfo> =
+        nodes.iter().filter(|node| keeps_replicas(node.state)).map(|node| (node.id, node)).collect();
+    let taking = lasting.values().filter(|node| node.weight > 0).count();
     let is_complete = |shard: &&ShardInfo| {
         let mut voters = shard.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
-        let possible = replicas_possible(shard.desired_replicas.into(), lasting.len());
+        // A node that takes none keeps those that it has.
+        let keeping = voters.clone().filter(|voter| lasting.get(&voter.node).is_some_and(|node| node.weight == 0));
+        let possible = replicas_possible(shard.desired_replicas.into(), taking + keeping.count());
         voters.clone().count() >= possible
-            && voters.all(|voter| lasting.get(&voter.node).is_some_and(|liveness| *liveness == Liveness::Alive))
+            && voters.all(|voter| lasting.get(&voter.node).is_some_and(|node| node.liveness == Liveness::Alive))
     };
     shards.iter().filter(|shard| !shard.fully_replicated).filter(|shard| !is_complete(shard)).count()
 }
@@ -208,7 +211,7 @@ pub(super) fn metadata(shards: &[ShardInfo]) -> Option<&ShardInfo> {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_api::{MetadataRole, ReplicaInfo};
+    use flotilla_api::{MetadataRole, NodeRole, ReplicaInfo};
     use flotilla_types::{Epoch, Locality, ReplicaId};
     use proptest::{collection::vec, prelude::*};
 
@@ -311,6 +314,8 @@ mod tests {
             http: String::new(),
             redis: String::new(),
             locality: Locality::default(),
+            role: NodeRole::Storage,
+            weight: 1,
             state: *state,
             liveness: *liveness,
             is_self: false,

@@ -21,11 +21,11 @@ use flotilla_identity::{
 };
 use flotilla_meta::{
     Addresses, Displaced, Feed, JoinRequest, MetaCommand, MetaFollower, MetaQuery, MetaRefusal, MetaReply, MetaState,
-    NewNode, TokenId, TokenRecord,
+    NewNode, NodeRole, TokenId, TokenRecord,
 };
 use flotilla_replication::clock;
 use flotilla_transport::{PeerError, Transport, TransportError, join_call};
-use flotilla_types::{ClusterId, HostPort, NodeId, ShardId, VersionRange, is_printable};
+use flotilla_types::{ClusterId, ClusterVersion, HostPort, NodeId, ShardId, VersionRange, is_printable};
 use flotilla_wire::{decode, encode, peer};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use rustls_pki_types::CertificateDer;
@@ -95,6 +95,8 @@ pub(crate) async fn join_cluster(folder: &Folder, config: &Config, token: &str) 
         version_max: VersionRange::supported().max.0,
         valid_s: config.certificate_ttl.as_secs(),
         returning: 0,
+        role: u32::from(config.role == NodeRole::Gateway),
+        weight: Some(config.role.weight()),
     });
     let peers = &config.hints;
     tracing::info!("joining the cluster {} through {}", parsed.cluster(), list(peers));
@@ -335,6 +337,16 @@ impl JoinAdmission {
         if !supported.supports(in_force) {
             return refused(&MetaRefusal::VersionNotSupported { in_force, supported }.to_string());
         }
+        let role = match announced_role(&request) {
+            Some(NodeRole::Gateway) if in_force < ClusterVersion::NODE_ROLES => {
+                let needed = ClusterVersion::NODE_ROLES;
+                return refused(&MetaRefusal::VersionNotInForce { needed, in_force }.to_string());
+            }
+            // The node announces its weight again once there is a place for it.
+            Some(_) if in_force < ClusterVersion::NODE_ROLES => NodeRole::default(),
+            Some(role) => role,
+            None => return refused("this node does not know the role of the other one; install the same version"),
+        };
         let displaced = match self.displaced(&meta, &place, &digest).await {
             Ok(displaced) => displaced,
             Err(in_use) => return in_use,
@@ -352,6 +364,7 @@ impl JoinAdmission {
             node,
             displaced: if versions.is_some() { displaced } else { Vec::new() },
             versions,
+            role,
         };
         match self.shards.propose_meta(&MetaCommand::Join(join), ADMIT_TIMEOUT).await {
             Ok(MetaReply::Node(node)) => {
@@ -483,6 +496,16 @@ fn address_in_use(meta: &MetaState, node: NodeId) -> peer::join_response::Kind {
         "{node}{name} is at this address and not known to be down; if this is another node, name another address \
          with --advertise"
     ))
+}
+
+/// The role that a joining node names; `None` for one that this binary does not know.
+fn announced_role(request: &peer::JoinRequest) -> Option<NodeRole> {
+    match (request.role, request.weight) {
+        (0, None) => Some(NodeRole::default()),
+        (0, Some(weight)) => Some(NodeRole::Storage { weight }),
+        (1, _) => Some(NodeRole::Gateway),
+        _ => None,
+    }
 }
 
 /// Compares a token's secret with what the cluster knows of it.

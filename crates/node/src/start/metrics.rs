@@ -11,8 +11,8 @@ use std::{
 };
 
 use flotilla_api::{
-    ClusterStatus, FollowerInfo, Liveness, LocalReplica, LocalRole, OperationInfo, OperationProgress, PeerInfo,
-    PeerState, ShardInfo,
+    ClusterStatus, FollowerInfo, Liveness, LocalReplica, LocalRole, NodeRole, OperationInfo, OperationProgress,
+    PeerInfo, PeerState, ShardInfo,
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use rustix::time::{ClockId, clock_gettime};
@@ -94,6 +94,15 @@ fn node(text: &mut Text, status: &ClusterStatus) {
         let count = status.nodes.iter().filter(|node| node.liveness == liveness).count();
         (format!(r#"liveness="{}""#, liveness_name(liveness)), count)
     });
+    let me = status.nodes.iter().find(|node| node.is_self);
+    let weight = me.map(|node| {
+        let role = match node.role {
+            NodeRole::Storage => "storage",
+            NodeRole::Gateway => "gateway",
+        };
+        (format!(r#"role="{role}""#), node.weight)
+    });
+    text.family("flotilla_node_weight", GAUGE, "Weight of this node, which has this role; 0 for a gateway", weight);
     text.family("flotilla_nodes", GAUGE, "Nodes of the cluster by liveness, as seen by this node", nodes);
     let leaderless = status.shards.iter().filter(|shard| shard.leader.is_none()).count();
     let unhealthy = status.shards.iter().filter(|shard| !shard.healthy).count();

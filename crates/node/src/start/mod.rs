@@ -211,6 +211,7 @@ async fn serve(
     let (identity, seeds) = identity(&config, &folder).await?;
     let meta = folder.metadata()?;
     ending::check_name(&meta, identity.node(), config.given_name())?;
+    ending::check_role(&meta, identity.node(), config.role)?;
     let left = folder.has_left().then_some(Removal::Left);
     if let Some(removal) = left.or_else(|| ending::recorded(&meta, identity.node())) {
         ending::report(removal, identity.node(), &meta, &config.data_dir.display().to_string());
@@ -381,6 +382,7 @@ fn local_node(config: &Config, folder: &Folder, identity: &NodeIdentity) -> anyh
         incarnation,
         addresses: join::addresses_of(config),
         locality: config.locality.clone(),
+        role: config.role,
         versions: VersionRange::supported(),
     };
     tracing::info!(node = %me.node, cluster = %identity.cluster(), %incarnation, name = config.name, "starting");
@@ -613,7 +615,7 @@ async fn wait_for_end(
     let removal = tokio::select! {
         stopped = wait_for_stop() => return stopped.map(|()| Ended::Stopped),
         () = departure.is_due() => Removal::Left,
-        removal = inbound.ending.wait(topology, config.given_name()) => removal?,
+        removal = inbound.ending.wait(topology, config.given_name(), config.role) => removal?,
     };
     if removal == Removal::Left {
         return Ok(Ended::Left);

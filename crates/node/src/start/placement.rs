@@ -8,7 +8,7 @@ use flotilla_api::{
 };
 use flotilla_control::{JournalEntry, PlacementQuestion, PlacementReport, Verdict};
 use flotilla_gateway::{AdminError, StoreError};
-use flotilla_meta::MetaState;
+use flotilla_meta::{MetaState, NodeRole};
 use flotilla_placement::{
     Decision, Explanation, Fate, Hold, NodeStatus, NonDecision, Obstacle, Reason, Rejected, Rejection, ReplicaPhase,
 };
@@ -186,7 +186,10 @@ fn alternative(rejected: &Rejected, from: Option<NodeId>, meta: &MetaState) -> A
     let detail = match why {
         Rejection::HoldsReplica => "holds a replica".to_owned(),
         Rejection::Status(found) => status(found).to_owned(),
-        Rejection::NoWeight => "its weight is zero".to_owned(),
+        Rejection::NoWeight => match meta.node(node).map(|record| record.role) {
+            Some(NodeRole::Gateway) => "is a gateway, which holds no replicas".to_owned(),
+            _ => "its weight is zero".to_owned(),
+        },
         Rejection::OldReplica => "an old replica is still being removed there".to_owned(),
         Rejection::Closer { with } => format!("would bring replicas closer ({})", closeness(node, with, meta)),
         Rejection::Fuller => "holds more for its weight than the node that was chosen".to_owned(),

@@ -2,13 +2,14 @@
 
 use flotilla_api::{
     AuthorityStatus, CertificateLife, ClusterStatus, Collection, Health, KeyId, KeyInfo, LinkTraffic, Liveness,
-    MetadataRole, NodeCertification, NodeInfo, NodeState, NodeUpgrade, OperationList, PeerInfo, PeerState,
+    MetadataRole, NodeCertification, NodeInfo, NodeRole, NodeState, NodeUpgrade, OperationList, PeerInfo, PeerState,
     Setting as ApiSetting, ShardInfo, Sharding, TokenId, TokenInfo, UpgradeStatus, ValueTraffic, Versions,
 };
 use flotilla_control::{MemberState, Topology};
 use flotilla_identity::Life;
 use flotilla_meta::{
-    AuthorityRecord, KeyRecord, MetaState, NodeRecord, NodeState as RecordState, SeenNode, Setting, TokenRecord,
+    AuthorityRecord, KeyRecord, MetaState, NodeRecord, NodeRole as RecordRole, NodeState as RecordState, SeenNode,
+    Setting, TokenRecord,
 };
 use flotilla_replication::Handle;
 use flotilla_transport::{Breaker, PeerStatus, Transport};
@@ -96,6 +97,8 @@ impl Sources<'_> {
             http: record.addresses.http.clone(),
             redis: record.addresses.redis.clone(),
             locality: record.locality.clone(),
+            role: node_role(record.role),
+            weight: record.role.weight(),
             state: node_state(record.state, leaders as usize),
             liveness: match self.topology.liveness(record.id).0 {
                 MemberState::Alive => Liveness::Alive,
@@ -117,6 +120,14 @@ impl Sources<'_> {
             version: record.start.as_ref().map(|start| start.build.clone()),
             started_ms: record.start.as_ref().map(|start| start.at_ms),
         }
+    }
+}
+
+/// What a node does, in words.
+fn node_role(role: RecordRole) -> NodeRole {
+    match role {
+        RecordRole::Storage { .. } => NodeRole::Storage,
+        RecordRole::Gateway => NodeRole::Gateway,
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flotilla_meta::{
     Addresses, CollectionSettings, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode,
-    TokenId as JoinTokenId,
+    NodeRole, TokenId as JoinTokenId,
 };
 use flotilla_placement::Sharding;
 use flotilla_replication::{GroupStatus, ReplicaStatus, Role};
@@ -31,6 +31,7 @@ impl Metadata {
                 node: new_node(id),
                 versions: None,
                 displaced: Vec::new(),
+                role: NodeRole::default(),
             }));
         }
         metadata

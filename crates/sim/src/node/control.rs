@@ -111,6 +111,7 @@ impl Control {
                 addresses: addresses(node.port),
                 locality: Locality::default(),
                 versions: VersionRange::supported(),
+                role: node.role,
             },
             lifecycle: Lifecycle::default(),
             shards_led: ShardsLed::default(),

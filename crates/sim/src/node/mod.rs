@@ -13,7 +13,7 @@ use std::{
 
 use flotilla_kv::{KvMachine, Limits};
 use flotilla_membership::Timer;
-use flotilla_meta::{MetaMachine, MetaState};
+use flotilla_meta::{MetaMachine, MetaState, NodeRole};
 use flotilla_replication::{
     Applier, Contents, Core, Effects, Input, ReplicaStatus, Slow,
     work::{self, Job},
@@ -57,6 +57,7 @@ pub(crate) struct Node {
     /// Counts starts and ends of the process, to drop events of an earlier one.
     pub(crate) life: u64,
     pub(crate) incarnation: Incarnation,
+    pub(crate) role: NodeRole,
     /// Its disk is lost or unusable: it never starts again.
     pub(crate) retired: bool,
 }
@@ -157,7 +158,7 @@ pub(crate) enum NodeEvent {
 }
 
 impl Node {
-    pub(crate) fn new(id: NodeId, port: u16, clock: Clock, wall_offset_ms: i64) -> Self {
+    pub(crate) fn new(id: NodeId, port: u16, role: NodeRole, clock: Clock, wall_offset_ms: i64) -> Self {
         Self {
             id,
             port,
@@ -171,6 +172,7 @@ impl Node {
             running: None,
             life: 0,
             incarnation: Incarnation(0),
+            role,
             retired: false,
         }
     }

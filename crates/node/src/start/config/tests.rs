@@ -52,6 +52,28 @@ fn a_name_or_locality_that_a_terminal_would_obey_is_refused() {
 }
 
 #[test]
+fn a_role_and_a_weight_fit_together_and_what_is_founded() {
+    let role = |text: &str, founds: bool| {
+        let settings: Settings = toml::from_str(text).map_err(anyhow::Error::from)?;
+        Settings { bootstrap: founds, ..settings }.resolve().map(|config| config.role)
+    };
+    assert_eq!(role("", true).unwrap(), NodeRole::Storage { weight: 1 });
+    assert_eq!(role("role = \"storage\"\nweight = 0", true).unwrap(), NodeRole::Storage { weight: 0 });
+    assert_eq!(role("role = \"gateway\"", false).unwrap(), NodeRole::Gateway);
+    for (text, founds, why) in [
+        ("role = \"gateway\"", true, "cannot found"),
+        ("role = \"gateway\"\nweight = 1", false, "--weight is for nodes"),
+        ("weight = 1001", false, "0 to 1000"),
+        ("role = \"witness\"", false, "no nodes with the role witness"),
+        ("role = \"reader\"", false, "no nodes with the role reader"),
+        ("role = \"Gateway\"", false, "the roles are"),
+    ] {
+        let refused = format!("{:#}", role(text, founds).expect_err(text));
+        assert!(refused.contains(why), "{text}: {refused}");
+    }
+}
+
+#[test]
 fn a_budget_for_clients_below_the_largest_requests_is_refused() {
     let small = Settings { client_bytes: Some(CLIENT_BYTES_MIN - 1), ..Settings::default() };
     assert!(small.resolve().is_err());
