@@ -20,7 +20,6 @@ use crate::{
     PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, PlacementQuestion, Reconciler, RequestKind, Said,
     Shards, ShardsLed, Topology, Verdict, View,
     core::{self, Contact, CpuMeter, Report},
-    measured,
     placement::Call,
     shards::give_up,
 };
@@ -393,7 +392,10 @@ impl Context {
                 self.host.change_shard(shard, change);
             }
             Action::PrepareSplit { shard, at } => self.host.prepare_split(shard, at),
-            Action::Measure { shard, replica, above } => return self.measure(shard, replica, above).await,
+            Action::Measure { shard, replica, above } => {
+                let size = self.host.size(replica, above).await?;
+                return Some(Outcome::Measured(shard, size));
+            }
             Action::ReadFingerprints { shard, of } => return Some(self.read_fingerprints(shard, of).await),
             Action::GiveUp { node, shard, replica, evidence } => self.give_up(node, shard, replica, evidence).await,
             // `pass` sends consecutive proposals together.
@@ -416,13 +418,6 @@ impl Context {
         let request = PeerRequest::Authority((self.authority)()?.into()).encode();
         let response = self.network.call(to, Class::Rpc, request, PROPOSE_TIMEOUT).await.ok()?;
         core::decode_answer(response).is_ok().then_some(Outcome::AuthorityTaken(to))
-    }
-
-    /// Measures the records of a replica here.
-    async fn measure(&self, shard: ShardId, replica: ReplicaId, above: u64) -> Option<Outcome> {
-        let contents = self.host.contents(replica).await.ok()?;
-        let measure = move || measured(shard, &contents, above);
-        tokio::task::spawn_blocking(measure).await.ok()?.map(Outcome::Measured)
     }
 
     /// What replicas say of their states, as far as they answer soon.

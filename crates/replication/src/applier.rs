@@ -214,6 +214,29 @@ pub struct ReplicaContents {
     pub records: Arc<dyn StateReader>,
 }
 
+/// How many records a replica has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes of their keys and values.
+    pub bytes: u64,
+    /// A key in their middle, if they are more than was asked for.
+    pub middle: Option<Bytes>,
+}
+
+impl ReplicaContents {
+    /// Measures the records. Their middle, which takes longer, only if they have more bytes than `above`. `None` if the
+    /// state machine does not count them.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub fn size(&self, above: u64) -> Result<Option<Size>, EngineError> {
+        let Some(bytes) = self.record_bytes else { return Ok(None) };
+        let range = self.range.intersection(&KeyRange::of_users());
+        let middle = if bytes > above { self.records.middle(&range)? } else { None };
+        Ok(Some(Size { bytes, middle }))
+    }
+}
+
 /// The state machines of a node.
 pub struct Applier<T> {
     engine: Arc<dyn StateEngine>,

@@ -18,7 +18,7 @@ pub mod work;
 pub use applier::{
     Applied, Applier, ChainDigest, ChainSamples, Contents, Fingerprints, Load, Loaded, MachineFactory, PIN_IDLE_MS,
     PIN_MS_MAX, PINNED_BYTES_MAX, PINS_MAX, PinId, PinnedQuery, ReplicaContents, Returned, SAMPLE_SPACING, SAMPLES_MAX,
-    SLOW_READS_MAX, SLOW_READS_PER_REPLICA_MAX, SYSTEM_SPACING, Slow, SlowApply, SlowDone, SlowRead,
+    SLOW_READS_MAX, SLOW_READS_PER_REPLICA_MAX, SYSTEM_SPACING, Size, Slow, SlowApply, SlowDone, SlowRead,
 };
 pub use batch::{Batch, BatchError, refs_of};
 pub use config::{FolderTrust, HostConfig, HostConfigError, Leases, ScrubConfig, TRANSFER_RATE_MIN};

@@ -232,7 +232,7 @@ impl Reconciler for Lifecycle {
                     self.replaced.insert(shard, self.last_pass_ms);
                 }
             }
-            Outcome::AuthorityTaken(_) | Outcome::FreshMeta(_) | Outcome::Fingerprints(_) | Outcome::Measured(_) => {}
+            Outcome::AuthorityTaken(_) | Outcome::FreshMeta(_) | Outcome::Fingerprints(_) | Outcome::Measured(..) => {}
         }
     }
 }

@@ -63,7 +63,7 @@ pub use retry::{Earlier, RequestKind, RequestRetry, RetryDecision, RetryStep, Sh
 pub(crate) use routing::Routing;
 pub use scrub::{DAMAGED_LISTED_MAX, DamagedReplica, NodeScrub};
 pub use shards_led::ShardsLed;
-pub use size_splits::{Measured, SizeSplits, buckets_begun, measured};
+pub use size_splits::{SizeSplits, buckets_begun};
 pub use step::{ShardStep, next_shard_step};
 pub use upgrade::{UpgradeError, next_version};
 pub(crate) use value_traffic::{decode_traffic, encode_traffic};

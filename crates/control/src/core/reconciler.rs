@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_meta::{Addresses, MetaCommand, MetaReply, MetaState, NodeRole};
-use flotilla_replication::{ConfChange, GroupStatus, ReplicaStatus, Replicas, Role, ShardChange};
+use flotilla_replication::{ConfChange, GroupStatus, ReplicaStatus, Replicas, Role, ShardChange, Size};
 use flotilla_types::{
     ClusterVersion, HostPort, Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, ShardId, VersionRange,
 };
@@ -16,7 +16,6 @@ use flotilla_types::{
 use super::{
     Members,
     fingerprints::{Evidence, Said},
-    size_splits::Measured,
 };
 
 /// Proposals of one pass that may be in flight together.
@@ -209,8 +208,8 @@ pub enum Outcome {
     FreshMeta(Arc<MetaState>),
     /// What replicas say of their states: those that answered.
     Fingerprints(Vec<(ReplicaId, Said)>),
-    /// The records of a shard.
-    Measured(Measured),
+    /// The size of the records of a shard.
+    Measured(ShardId, Size),
 }
 
 /// Compares the actual state with the desired state, one step at a time.

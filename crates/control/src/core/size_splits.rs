@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use flotilla_meta::{MetaCommand, MetaState, NodeState, OperationReason, SPLIT_BYTES};
 use flotilla_placement::{Collection, Sharding};
-use flotilla_replication::{ReplicaContents, ReplicaStatus};
+use flotilla_replication::{ReplicaStatus, Size};
 use flotilla_types::{Bucket, ClusterVersion, KeyRange, RecordKey, ReplicaId, ShardId};
 
 use super::{Action, Outcome, Reconciler, View, last_look::LastLook};
@@ -30,30 +30,9 @@ pub struct SizeSplits {
     /// Shards led here that take more than the bound, with the times from which on they may be measured.
     large: BTreeMap<ShardId, u64>,
     /// What was measured since the last pass.
-    measured: Option<Measured>,
+    measured: Option<(ShardId, Size)>,
     /// The last shard that was split.
     splitting: Option<ShardId>,
-}
-
-/// The records of a shard.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Measured {
-    /// The shard.
-    pub shard: ShardId,
-    /// Bytes of their keys and values.
-    pub bytes: u64,
-    /// A key in their middle, if they are more than was asked for.
-    pub middle: Option<Bytes>,
-}
-
-/// Measures the records of a replica. Their middle, which takes longer, only if they have more bytes than `above`.
-/// `None` if they cannot be read.
-#[must_use]
-pub fn measured(shard: ShardId, contents: &ReplicaContents, above: u64) -> Option<Measured> {
-    let bytes = contents.record_bytes?;
-    let range = contents.range.intersection(&KeyRange::of_users());
-    let middle = if bytes > above { contents.records.middle(&range).ok()? } else { None };
-    Some(Measured { shard, bytes, middle })
 }
 
 impl Reconciler for SizeSplits {
@@ -85,7 +64,7 @@ impl Reconciler for SizeSplits {
         if self.splitting.is_some_and(|shard| is_planned(view.meta, shard)) {
             return Vec::new();
         }
-        if let Some(command) = self.measured.take().and_then(|measured| split(view, &measured)) {
+        if let Some(command) = self.measured.take().and_then(|(shard, size)| split(view, shard, &size)) {
             if let MetaCommand::SplitShard { shard, .. } = &command {
                 self.splitting = Some(*shard);
             }
@@ -100,8 +79,8 @@ impl Reconciler for SizeSplits {
     }
 
     fn on_outcome(&mut self, outcome: Outcome) {
-        if let Outcome::Measured(measured) = outcome {
-            self.measured = Some(measured);
+        if let Outcome::Measured(shard, size) = outcome {
+            self.measured = Some((shard, size));
         }
     }
 }
@@ -124,11 +103,10 @@ fn grown(view: &View<'_>, shard: ShardId) -> Option<(ReplicaId, u64)> {
 }
 
 /// The command that splits a shard that was measured, if it is too large.
-fn split(view: &View<'_>, measured: &Measured) -> Option<MetaCommand> {
-    let shard = measured.shard;
+fn split(view: &View<'_>, shard: ShardId, size: &Size) -> Option<MetaCommand> {
     let (_, above) = grown(view, shard)?;
     let record = view.meta.shard(shard)?;
-    let middle = measured.middle.as_ref().filter(|_| measured.bytes > above)?;
+    let middle = size.middle.as_ref().filter(|_| size.bytes > above)?;
     let at = boundary(&record.descriptor.range, view.meta.collection_with_id(record.collection)?, middle)?;
     Some(MetaCommand::SplitShard { shard, at, epoch: record.descriptor.epoch, reason: OperationReason::Size })
 }
@@ -225,7 +203,7 @@ mod tests {
         }
 
         fn measured(&mut self, bytes: u64, middle: Option<Bytes>) {
-            self.splits.on_outcome(Outcome::Measured(Measured { shard: self.shard, bytes, middle }));
+            self.splits.on_outcome(Outcome::Measured(self.shard, Size { bytes, middle }));
         }
 
         fn splits_at(&self, at: Bytes) -> Vec<Action> {

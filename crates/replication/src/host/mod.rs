@@ -59,7 +59,7 @@ pub use workers::{NotDone, Workers};
 
 use crate::{
     Answer, Applier, CommandRefs, Core, Effects, Fingerprints, Freshness, HostConfig, Input, MachineFactory, Notice,
-    ReplicaContents, Replicas, Request, RequestError, clock,
+    ReplicaContents, Replicas, Request, RequestError, Size, clock,
     config::TRANSFER_RATE_MIN,
     work::{self, ScrubStatus},
 };
@@ -586,6 +586,15 @@ impl Handle {
             self.end_if_disk_failed(Some(error));
         }
         digest
+    }
+
+    /// The size of the records of a replica here, see [`ReplicaContents::size`]. `None` if it does not serve, or they
+    /// cannot be read.
+    pub async fn size(&self, replica: ReplicaId, above: u64) -> Option<Size> {
+        let contents = self.contents(replica).await.ok()?;
+        let size = tokio::task::spawn_blocking(move || contents.size(above)).await.ok()?;
+        self.end_if_disk_failed(size.as_ref().err());
+        size.ok().flatten()
     }
 
     /// Ends the node for a reason outside of its replicas. Everything that was acknowledged is durable.

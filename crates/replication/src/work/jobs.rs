@@ -157,8 +157,10 @@ impl Job {
                     thread::sleep(since.elapsed().min(COUNT_PAUSE_MAX));
                     since = Instant::now();
                 };
-                if let Err(error) = counting.run(&*records, &mut pause) {
-                    tracing::warn!(%replica, %error, "what a split gives up was not counted ahead");
+                match counting.run(&*records, &mut pause) {
+                    Err(error) if remedy(&error) == Remedy::EndNode => return JobResult::Fatal { replica, error },
+                    Err(error) => tracing::warn!(%replica, %error, "what a split gives up was not counted ahead"),
+                    Ok(()) => {}
                 }
                 JobResult::Report(Input::Counted { replica, at })
             }

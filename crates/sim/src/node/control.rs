@@ -7,11 +7,12 @@ use bytes::Bytes;
 use flotilla_control::{
     Action, AnnounceNode, ClusterView, Consistency, Evidence, FeedFollower, FeedStep, Leaders, Lifecycle, LocalNode,
     Lost, MembershipConfig, Outcome, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Reconciler as _, RequestKind,
-    Said, ShardsLed, SizeSplits, View, decode_snapshot, may_order_to_give_up, measured, meta_reply,
+    Said, ShardsLed, SizeSplits, View, decode_snapshot, may_order_to_give_up, meta_reply,
 };
 use flotilla_membership::{Effect, Input as MemberInput, Member, Membership, Timer};
 use flotilla_meta::{Addresses, CollectionSettings, Feed, Liveness, MetaCommand, MetaQuery, MetaState, NewNode};
 use flotilla_replication::{Contents, Input, LostReason, Replicas};
+use flotilla_storage::{Remedy, remedy};
 use flotilla_types::{
     Bucket, ClusterId, CollectionId, Epoch, KeyRange, Locality, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole,
     ShardDescriptor, ShardId, VersionRange,
@@ -233,10 +234,12 @@ impl World {
             }
             Action::PrepareSplit { shard, at } => self.enqueue(node, running, Input::PrepareSplit { shard, at }),
             Action::Measure { shard, replica, above } => {
-                if let Contents::AtRest(contents) = running.applier.contents(replica)
-                    && let Some(measured) = measured(shard, &contents, above)
-                {
-                    running.control.size_splits.on_outcome(Outcome::Measured(measured));
+                if let Contents::AtRest(contents) = running.applier.contents(replica) {
+                    match contents.size(above) {
+                        Ok(Some(size)) => running.control.size_splits.on_outcome(Outcome::Measured(shard, size)),
+                        Ok(None) => {}
+                        Err(error) => running.control.fatal |= remedy(&error) == Remedy::EndNode,
+                    }
                 }
             }
             Action::ReadFingerprints { shard, of } => {
