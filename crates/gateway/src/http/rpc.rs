@@ -163,7 +163,7 @@ fn error_response(id: Value, failure: &Failure) -> Value {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RemoveNode {
+struct OneNode {
     id: NodeId,
     #[serde(default)]
     force: bool,
@@ -188,6 +188,16 @@ struct SplitOne {
     encoding: Encoding,
 }
 
+/// A shard that begins with a key of a collection.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateShard {
+    collection: String,
+    at: String,
+    #[serde(default)]
+    encoding: Encoding,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NoParameters {}
@@ -205,9 +215,12 @@ fn count_about_objects(calls: &Value) -> usize {
 fn right_of(method: &str) -> Right {
     match method {
         "cluster.join_token.create" | "objects.missing" | "objects.fetch" | "objects.pull" => Right::Administer,
-        "cluster.node.remove" | "cluster.shard.move" | "cluster.shard.split" | "cluster.shard.rebalance" => {
-            Right::Operate
-        }
+        "cluster.node.leave"
+        | "cluster.node.remove"
+        | "cluster.shard.create"
+        | "cluster.shard.move"
+        | "cluster.shard.split"
+        | "cluster.shard.rebalance" => Right::Operate,
         _ => Right::Inspect,
     }
 }
@@ -255,8 +268,21 @@ async fn dispatch(
             let at = split_key(&SplitShard { at, encoding })?;
             encode(app.admin.split_shard(shard, at, deadline).await.map_err(Refusal::from)?)
         }
+        "cluster.shard.create" => {
+            let CreateShard { collection, at, encoding } = parse(parameters)?;
+            let at = split_key(&SplitShard { at: Some(at), encoding })?;
+            let shard =
+                app.store.shards_of(&collection, at.iter()).map_err(Refusal::from)?.into_iter().flatten().next();
+            let shard = shard.ok_or(StoreError::Unavailable { shard: None, leader: None }).map_err(Refusal::from)?;
+            encode(app.admin.split_shard(shard, at, deadline).await.map_err(Refusal::from)?)
+        }
+        "cluster.node.leave" => {
+            let OneNode { id, force } = parse(parameters)?;
+            let options = ChangeOptions { force, ..ChangeOptions::default() };
+            encode(app.admin.change_node(id, NodeVerb::Leave, options, deadline).await.map_err(Refusal::from)?)
+        }
         "cluster.node.remove" => {
-            let RemoveNode { id, force } = parse(parameters)?;
+            let OneNode { id, force } = parse(parameters)?;
             let options = ChangeOptions { force, ..ChangeOptions::default() };
             app.admin.change_node(id, NodeVerb::Remove, options, deadline).await.map_err(Refusal::from)?;
             Ok(json!({ "removed": id }))
@@ -323,6 +349,6 @@ mod tests {
     fn unknown_parameters_are_refused() {
         assert!(parse::<NoParameters>(json!({ "x": 1 })).is_err());
         assert!(parse::<NoParameters>(json!([])).is_ok());
-        assert_eq!(parse::<RemoveNode>(json!({ "id": 3 })).map(|remove| remove.force).ok(), Some(false));
+        assert_eq!(parse::<OneNode>(json!({ "id": 3 })).map(|remove| remove.force).ok(), Some(false));
     }
 }

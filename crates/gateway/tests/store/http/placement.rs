@@ -115,6 +115,13 @@ async fn a_shard_is_split_at_a_key_of_any_bytes_or_in_the_middle() {
     for bad in [json!({}), json!({ "shard": "s4", "to": "n1" }), json!({ "shard": "s4", "at": "" })] {
         assert!(server.rpc("cluster.shard.split", bad.clone()).await["error"].is_object(), "{bad}");
     }
+    // A shard that begins with a key comes out of the one that has it.
+    let create = async |collection: &str| {
+        server.rpc("cluster.shard.create", json!({ "collection": collection, "at": "k" })).await
+    };
+    assert_eq!(create("none").await["error"]["data"]["type"], "collection_not_found");
+    assert_eq!(create("default").await["error"]["data"]["type"], "shard_not_found", "it is another one than s4");
+    assert!(server.rpc("cluster.shard.create", json!({ "collection": "default" })).await["error"].is_object());
 }
 
 #[tokio::test]
