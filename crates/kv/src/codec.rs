@@ -132,7 +132,10 @@ mod tests {
         assert_eq!(decode(b"\x05"), Err(DecodeError::Malformed("command")), "version 5 has extended values");
         assert_eq!(decode(b"\x06"), Err(DecodeError::Malformed("command")), "version 6 has only the switch");
         assert_eq!(decode(b"\x07"), Err(DecodeError::Malformed("command")), "and version 7");
-        assert_eq!(decode(b"\x08"), Err(DecodeError::Version { found: 8, known: 7 }));
+        assert_eq!(decode(b"\x08"), Err(DecodeError::Malformed("command")), "and version 8");
+        assert_eq!(decode(b"\x09"), Err(DecodeError::Malformed("command")), "and version 9");
+        assert_eq!(decode(b"\x0a"), Err(DecodeError::Malformed("command")), "and version 10");
+        assert_eq!(decode(b"\x0b"), Err(DecodeError::Version { found: 11, known: 10 }));
         assert_eq!(decode(b"\xff"), Err(DecodeError::Malformed("command")));
     }
 

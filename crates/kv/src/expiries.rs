@@ -6,7 +6,8 @@
 //! ones, and reads more when entries have removed these: a bounded number, whatever the number of records that
 //! expire.
 //!
-//! After a split of the shard some places that are records are of keys that another shard has: see [`owned`].
+//! After a split of the shard some places that are records are of keys that another shard has: see [`owned`]. After a
+//! merge places are written anew: see [`unplaced`].
 //!
 //! Invariant: `next` and `foreign` have every place before `known_to`. What is removed at an entry depends on the
 //! places, on the clock and on the shard's own keys only, never on how many places are in memory: those differ
@@ -22,8 +23,10 @@ use flotilla_storage::{MachineError, Overlay, ScanBounds, StateReader};
 use crate::place::{Place, decode_bytes, encode_bytes, stored_range};
 
 mod owned;
+mod unplaced;
 
 pub(crate) use owned::Owned;
+pub(crate) use unplaced::Unplaced;
 
 /// Places that are read at once and kept; up to twice as many are kept as entries add some.
 pub(crate) const NEXT_MAX: usize = 2_048;
@@ -78,7 +81,7 @@ pub(crate) struct Stored {
     pub(crate) sum_ms: u128,
     /// No record expires before this time.
     pub(crate) none_before_ms: u64,
-    /// Once the shard was split.
+    /// Once the shard was split or merged.
     pub(crate) owned: Option<Owned>,
 }
 
@@ -117,7 +120,7 @@ impl Expiries {
 
     /// The expiries of a checkpoint at this clock. Unless they are records, [`find`](Self::find) completes them.
     pub(crate) fn restored(stored: Stored, clock_ms: u64, next_max: usize) -> Self {
-        let is_any_stored = stored.form == Form::Records && (stored.count, stored.foreign()) != (0, 0);
+        let is_any_stored = stored.form == Form::Records && (stored.count, stored.foreign()) != (stored.unplaced(), 0);
         let known_to = is_any_stored.then(|| Place::first_at(stored.none_before_ms));
         Self { stored, known_to, clock_ms, ..Self::new(next_max) }
     }
@@ -191,6 +194,9 @@ impl Expiries {
         }
         self.stored.count = self.stored.count.checked_add(1).ok_or(DISAGREES)?;
         self.stored.sum_ms = self.stored.sum_ms.checked_add(u128::from(place.at_ms)).ok_or(DISAGREES)?;
+        if self.stored.count_unplaced(&place.key, true)? {
+            return Ok(());
+        }
         if self.is_record(&place) {
             overlay.put(place.stored_key(), encode_bytes(bytes));
         }
@@ -204,6 +210,9 @@ impl Expiries {
     pub(crate) fn remove(&mut self, place: &Place, bytes: u64, overlay: &mut Overlay<'_>) -> Result<(), MachineError> {
         self.stored.count = self.stored.count.checked_sub(1).ok_or(DISAGREES)?;
         self.stored.sum_ms = self.stored.sum_ms.checked_sub(u128::from(place.at_ms)).ok_or(DISAGREES)?;
+        if self.stored.count_unplaced(&place.key, false)? {
+            return Ok(());
+        }
         if self.is_record(place) {
             overlay.delete(place.stored_key());
         }
@@ -252,7 +261,8 @@ impl Expiries {
             }
         }
         let found = (self.found(), self.foreign.len() as u64);
-        let disagrees = self.known_to.is_none() && found != (self.stored.count, self.stored.foreign());
+        let placed = self.stored.count.checked_sub(self.stored.unplaced()).ok_or(DISAGREES)?;
+        let disagrees = self.known_to.is_none() && found != (placed, self.stored.foreign());
         if disagrees { Err(DISAGREES) } else { Ok(()) }
     }
 
@@ -367,6 +377,9 @@ impl Summary {
     /// places: `None` if there are more.
     pub(crate) fn due(&self, records: &dyn StateReader, examined_max: usize) -> Result<Option<Totals>, MachineError> {
         let mut due = self.due;
+        if !self.add_unplaced(&mut due, records, examined_max)? {
+            return Ok(None);
+        }
         let Some(known_to) = self.known_to.as_ref().filter(|known_to| known_to.at_ms <= self.clock_ms) else {
             return Ok(Some(due));
         };
@@ -392,10 +405,10 @@ impl Summary {
     }
 
     /// Whether a record expires after the clock and at or before this time. Also if there are too many foreign places
-    /// to tell: whoever advances the clock then gets past them.
+    /// to tell, or records without a place: whoever advances the clock then gets past them.
     pub(crate) fn becomes_due_by(&self, until_ms: u64, records: &dyn StateReader) -> Result<bool, MachineError> {
         let Some(from) = Place::after(self.clock_ms).filter(|from| from.at_ms <= until_ms) else { return Ok(false) };
-        if self.later_ms.is_some_and(|at_ms| at_ms <= until_ms) {
+        if self.later_ms.is_some_and(|at_ms| at_ms <= until_ms) || self.unplaced().is_some() {
             return Ok(true);
         }
         let Some(known_to) = self.known_to.as_ref().filter(|known_to| known_to.at_ms <= until_ms) else {

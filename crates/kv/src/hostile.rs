@@ -9,7 +9,7 @@ use proptest::{collection::vec, option, prelude::*};
 use crate::{
     Answer, FORMAT_VERSION, KvMachine, Limits, Outcome, Query, Record, decode_answer, decode_command, decode_outcome,
     decode_query, encode_answer, encode_command, encode_outcome, encode_query,
-    expiries::{Form, Owned, Stored},
+    expiries::{Form, Owned, Stored, Unplaced},
     parse_integer,
     place::Place,
     record::StoredRecord,
@@ -142,7 +142,7 @@ fn hostile_system_states_are_refused_or_round_trip() {
         for (session, sequence, expires_at_ms, outcome) in remembered {
             sessions.remember(SessionId(session), sequence, 0, expires_at_ms, &Bytes::from(outcome));
         }
-        let version = ClusterVersion(1 + (number % 4) as u32);
+        let version = ClusterVersion(1 + (number % 10) as u32);
         let to = Place::new(clock, Bytes::copy_from_slice(&number.to_be_bytes()));
         let form = match (version >= ClusterVersion::EXPIRY_RECORDS, clock % 2) {
             (false, _) => Form::Memory,
@@ -151,7 +151,9 @@ fn hostile_system_states_are_refused_or_round_trip() {
         };
         let part = KeyRange { start: Bytes::copy_from_slice(&number.to_be_bytes()), end: KeyRange::of_users().end };
         let foreign = if form == Form::Memory { 0 } else { clock };
-        let owned = (number % 3 > 0).then_some(Owned { keys: part, foreign });
+        let may_lack_places = form == Form::Records && version >= ClusterVersion::MERGES && number > 0;
+        let unplaced = may_lack_places.then(|| Unplaced { from: part.start.clone(), count: 1 + clock % number });
+        let owned = (number % 3 > 0).then_some(Owned { keys: part, foreign, unplaced });
         let expiries = Stored { form, count: number, sum_ms: u128::from(clock), none_before_ms: clock, owned };
         System { version, clock: Timestamp(clock), records: number, bytes: number, expiries }.encode(&sessions)
     });
@@ -191,9 +193,10 @@ fn hostile_places_are_refused_or_move_the_machine_on() {
         }
         replica.records.0.extend(records);
         let part = KeyRange { start: testing::key("b"), end: testing::key("c") };
-        let owned = foreign.map(|foreign| Owned { keys: part, foreign });
+        let unplaced = (count % 2 == 1).then(|| Unplaced { from: part.start.clone(), count });
+        let owned = foreign.map(|foreign| Owned { keys: part, foreign, unplaced });
         let expiries = Stored { form: Form::Records, count, sum_ms: u128::from(count), none_before_ms: 0, owned };
-        let version = ClusterVersion::EXPIRY_RECORDS;
+        let version = ClusterVersion::MERGES;
         let system = System { version, clock: Timestamp::ZERO, records: count, bytes: count, expiries };
         replica.machine.restore(&system.encode(&Sessions::default()), &replica.records).expect("it reads no record");
         let context = Replica::context(&replica.descriptor, 1, 60, &Refs::NONE);

@@ -8,7 +8,7 @@
 //! What a command means depends on the machine's version, which a command of its own log raises: so all
 //! replicas change the meaning at the same entry, whatever binaries their nodes run.
 //!
-//! A shard can be split: see `split`.
+//! A shard can be split and merged: see `split` and `merge`.
 //!
 //! It knows nothing of Raft, networks or disks, and reads no clock.
 
@@ -42,6 +42,10 @@ const REMOVALS_PER_ENTRY: usize = 16;
 /// Due records that an entry without commands removes, from [`ClusterVersion::UPKEEP`] on. Other work of the
 /// shard waits for it.
 const REMOVALS_PER_UPKEEP: usize = 512;
+
+/// Records that an entry without commands examines after a merge, to write their places. Few in tests, which have few
+/// records.
+const PLACED_PER_UPKEEP: usize = if cfg!(test) { 7 } else { 512 };
 
 /// How long after its command's entry a session is remembered at most, in milliseconds, from
 /// [`ClusterVersion::BOUNDED_SESSIONS`] on. A duplicate that arrives later is applied again, so senders stop
@@ -182,6 +186,9 @@ impl StateMachine for KvMachine {
         let removals_max = if is_upkeep { REMOVALS_PER_UPKEEP } else { REMOVALS_PER_ENTRY + operations };
         self.remove_due(removals_max, &mut overlay)?;
         self.stats.expiries.convert(removals_max, &mut overlay);
+        if is_upkeep {
+            self.stats.expiries.place(PLACED_PER_UPKEEP, &mut overlay)?;
+        }
         let mut outcomes = Vec::with_capacity(commands.len());
         for (ordinal, command) in (0..).zip(commands) {
             let version = context.timestamp.plus(ordinal);
@@ -225,6 +232,9 @@ impl StateMachine for KvMachine {
         let Upcoming { entries, upkeeps, keys, until } = *entries;
         let due = entries * REMOVALS_PER_ENTRY + upkeeps * REMOVALS_PER_UPKEEP + keys;
         let until_ms = until.max(self.clock).millis();
+        if upkeeps > 0 && self.stats.expiries.is_placing() {
+            return true;
+        }
         // Each operation may also overwrite a record that expires, or delete it.
         self.stats.expiries.may_read(until_ms, keys, due + keys)
     }
@@ -248,12 +258,16 @@ impl StateMachine for KvMachine {
 
     fn upkeep_due_ms(&self) -> Option<u64> {
         let expiries = &self.stats.expiries;
-        let due_ms = if expiries.is_converting() { Some(0) } else { expiries.first_ms() };
+        let due_ms = if expiries.is_converting() || expiries.is_placing() { Some(0) } else { expiries.first_ms() };
         due_ms.filter(|_| self.version >= ClusterVersion::UPKEEP)
     }
 
     fn split(&mut self, right: &KeyRange, records: &dyn StateReader) -> Result<Bytes, MachineError> {
         self.split_off(right, records)
+    }
+
+    fn merge(&mut self, whole: &KeyRange, right: &[u8]) -> Result<(), MachineError> {
+        self.take_over(whole, right)
     }
 
     fn count_ahead(&mut self, right: &KeyRange) -> Option<Arc<dyn CountAhead>> {
@@ -340,6 +354,7 @@ fn find_expiring(expiries: &mut Expiries, records: &dyn StateReader) -> Result<(
     expiries.finish_finding()
 }
 
+mod merge;
 mod split;
 
 pub(crate) use split::Counting;

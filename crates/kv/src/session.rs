@@ -146,6 +146,24 @@ impl Sessions {
         }
     }
 
+    /// Adds the sessions of another shard, which becomes part of this one. A command is in both if it was applied before
+    /// one of them was split off the other, or has keys of neither.
+    pub(crate) fn unite(&mut self, other: Self) {
+        let mut sessions = std::mem::take(self).sessions;
+        for (id, theirs) in other.sessions {
+            let ours = sessions.entry(id).or_default();
+            let acked_below = ours.acked_below.max(theirs.acked_below);
+            let mut outcomes = theirs.outcomes;
+            outcomes.append(&mut ours.outcomes);
+            *ours = Session {
+                acked_below,
+                keep_until_ms: ours.keep_until_ms.max(theirs.keep_until_ms),
+                outcomes: outcomes.split_off(&acked_below),
+            };
+        }
+        sessions.into_iter().for_each(|(id, session)| self.restore(id, session));
+    }
+
     /// Every session, ascending, for a checkpoint.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (SessionId, &Session)> {
         self.sessions.iter().map(|(id, session)| (*id, session))

@@ -37,15 +37,18 @@ pub(crate) struct Share {
     pub(crate) bytes: u64,
     /// Those of them that expire.
     expiring: Totals,
+    /// Those of them that have no place.
+    unplaced: u64,
 }
 
 impl Share {
-    /// Adds a record.
-    pub(crate) fn add(&mut self, record: &Footprint) {
+    /// Adds a record, which has a place if it expires, or not yet.
+    pub(crate) fn add(&mut self, record: &Footprint, is_unplaced: bool) {
         self.records = self.records.saturating_add(1);
         self.bytes = self.bytes.saturating_add(record.bytes);
         if let Some(at_ms) = record.expires_at_ms {
             self.expiring.add(at_ms, record.bytes);
+            self.unplaced += u64::from(is_unplaced);
         }
     }
 }
@@ -67,8 +70,8 @@ impl Ahead {
 
     fn replace(&mut self, key: &[u8], before: Option<&Footprint>, after: Option<&Footprint>) {
         if self.right.contains(key) {
-            before.into_iter().for_each(|before| self.disappeared.add(before));
-            after.into_iter().for_each(|after| self.appeared.add(after));
+            before.into_iter().for_each(|before| self.disappeared.add(before, false));
+            after.into_iter().for_each(|after| self.appeared.add(after, false));
         }
     }
 
@@ -81,6 +84,7 @@ impl Ahead {
         Some(Share {
             records: sum(|share| share.records)?,
             bytes: sum(|share| share.bytes)?,
+            unplaced: 0,
             expiring: Totals {
                 records: sum(|share| share.expiring.records)?,
                 bytes: sum(|share| share.expiring.bytes)?,
@@ -110,9 +114,10 @@ impl RecordStats {
         self.ahead = Some(Box::new(ahead));
     }
 
-    /// The share of these records, if it was counted ahead.
+    /// The share of these records, if it was counted ahead, and all of them have their places.
     pub(crate) fn take_ahead(&mut self, right: &KeyRange) -> Option<Share> {
-        self.ahead.take().filter(|ahead| ahead.right == *right)?.share()
+        let ahead = self.ahead.take().filter(|ahead| ahead.right == *right && !self.expiries.is_placing())?;
+        ahead.share()
     }
 
     /// A record changed, appeared (`before` is `None`) or disappeared (`after` is `None`).
@@ -176,9 +181,26 @@ impl RecordStats {
     pub(crate) fn split(&mut self, right: &KeyRange, share: &Share) -> Result<Stored, MachineError> {
         let records = self.records.checked_sub(share.records).ok_or(DISAGREES)?;
         let bytes = self.bytes.checked_sub(share.bytes).ok_or(DISAGREES)?;
-        let expiries = self.expiries.split(right, &share.expiring)?;
+        let expiries = self.expiries.split(right, &share.expiring, share.unplaced)?;
         (self.records, self.bytes) = (records, bytes);
         Ok(expiries)
+    }
+
+    /// Takes over the right neighbour's records: so many of so many bytes, and those that expire. From now on the shard
+    /// has these keys.
+    pub(crate) fn merge(
+        &mut self,
+        keys: KeyRange,
+        records: u64,
+        bytes: u64,
+        right: &Stored,
+    ) -> Result<(), MachineError> {
+        let records = self.records.checked_add(records).ok_or(DISAGREES)?;
+        let bytes = self.bytes.checked_add(bytes).ok_or(DISAGREES)?;
+        self.expiries.merge(keys, right)?;
+        self.ahead = None;
+        (self.records, self.bytes) = (records, bytes);
+        Ok(())
     }
 
     /// The number of stored records, and their bytes.

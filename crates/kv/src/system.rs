@@ -4,7 +4,7 @@
 //! protobuf message with sessions and sequence numbers in ascending order, so that equal states give equal
 //! bytes. Of records that expire it holds the number. From [`ClusterVersion::EXPIRY_RECORDS`] on the other
 //! counts of them follow, and how far their places are records; before, a load must look for them. From the first
-//! split of the shard on its keys follow, too, and how many places of others it has.
+//! split or merge of the shard on its keys follow, too, how many places of others it has, and which are still to be written.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use prost::Message;
 use crate::{
     DecodeError, OUTCOME_BYTES_MAX,
     codec::{FORMAT_VERSION, check_version, seal_at},
-    expiries::{Form, Owned, Stored},
+    expiries::{Form, Owned, Stored, Unplaced},
     place::Place,
     session::{Remembered, Session, Sessions},
 };
@@ -135,7 +135,7 @@ struct ExpiriesMessage {
     /// The last place that is a record (its expiry in milliseconds u64, its key); absent once all are.
     #[prost(bytes = "bytes", optional, tag = "4")]
     converted_to: Option<Bytes>,
-    /// Once the shard was split, which needs [`ClusterVersion::SPLITS`]: so no older binary meets it.
+    /// Once the shard was split or merged, which needs [`ClusterVersion::SPLITS`]: so no older binary meets it.
     #[prost(message, optional, tag = "5")]
     owned: Option<OwnedMessage>,
 }
@@ -150,6 +150,12 @@ struct OwnedMessage {
     /// Places of other keys that are records.
     #[prost(uint64, tag = "3")]
     foreign: u64,
+    /// Records that expire and have no place, and the first key of theirs; after a merge, which needs
+    /// [`ClusterVersion::MERGES`].
+    #[prost(uint64, tag = "4")]
+    unplaced: u64,
+    #[prost(bytes = "bytes", tag = "5")]
+    unplaced_from: Bytes,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -175,10 +181,9 @@ struct RememberedMessage {
 }
 
 fn expiries_message(expiries: &Stored) -> Option<ExpiriesMessage> {
-    let owned = expiries.owned.clone().map(|Owned { keys: KeyRange { start, end }, foreign }| OwnedMessage {
-        start,
-        end,
-        foreign,
+    let owned = expiries.owned.clone().map(|Owned { keys: KeyRange { start, end }, foreign, unplaced }| {
+        let (unplaced, unplaced_from) = unplaced.map_or_else(Default::default, |rest| (rest.count, rest.from));
+        OwnedMessage { start, end, foreign, unplaced, unplaced_from }
     });
     let converted_to = match &expiries.form {
         Form::Memory if owned.is_none() => return None,
@@ -193,7 +198,8 @@ fn expiries_message(expiries: &Stored) -> Option<ExpiriesMessage> {
 fn expiries(version: ClusterVersion, count: u64, message: Option<ExpiriesMessage>) -> Result<Stored, MachineError> {
     if version < ClusterVersion::EXPIRY_RECORDS {
         let Some(message) = message else { return Ok(Stored { count, ..Stored::default() }) };
-        let owned = message.owned.clone().map(owned).transpose()?.filter(|owned| owned.foreign == 0);
+        let owned = message.owned.clone().map(owned).transpose()?;
+        let owned = owned.filter(|owned| owned.foreign == 0 && owned.unplaced.is_none());
         let has_others = message != ExpiriesMessage { owned: message.owned.clone(), ..ExpiriesMessage::default() };
         if has_others || owned.is_none() {
             return Err(MALFORMED);
@@ -210,13 +216,22 @@ fn expiries(version: ClusterVersion, count: u64, message: Option<ExpiriesMessage
     };
     let sum_ms = u128::from(message.sum_high) << 64 | u128::from(message.sum_low);
     let owned = message.owned.map(owned).transpose()?;
+    let unplaced = owned.as_ref().and_then(|owned| owned.unplaced.as_ref()).map_or(0, |rest| rest.count);
+    if unplaced > count || (unplaced > 0 && (form != Form::Records || version < ClusterVersion::MERGES)) {
+        return Err(MALFORMED);
+    }
     Ok(Stored { form, count, sum_ms, none_before_ms: message.none_before_ms, owned })
 }
 
 fn owned(message: OwnedMessage) -> Result<Owned, MachineError> {
-    let OwnedMessage { start, end, foreign } = message;
-    let is_valid = start < end && end <= KeyRange::of_users().end;
-    if is_valid { Ok(Owned { keys: KeyRange { start, end }, foreign }) } else { Err(MALFORMED) }
+    let OwnedMessage { start, end, foreign, unplaced, unplaced_from } = message;
+    let keys = KeyRange { start, end };
+    let rest_is_valid = if unplaced > 0 { keys.contains(&unplaced_from) } else { unplaced_from.is_empty() };
+    if keys.start >= keys.end || keys.end > KeyRange::of_users().end || !rest_is_valid {
+        return Err(MALFORMED);
+    }
+    let unplaced = (unplaced > 0).then_some(Unplaced { from: unplaced_from, count: unplaced });
+    Ok(Owned { keys, foreign, unplaced })
 }
 
 fn session_message(id: SessionId, session: &Session) -> SessionMessage {
@@ -289,7 +304,7 @@ mod tests {
     fn a_split_state_names_its_keys_and_nonsense_is_refused() {
         let encode = |version, form, start: &'static [u8], end: &'static [u8], foreign| {
             let keys = KeyRange { start: Bytes::from_static(start), end: Bytes::from_static(end) };
-            let expiries = Stored { form, owned: Some(Owned { keys, foreign }), ..Stored::default() };
+            let expiries = Stored { form, owned: Some(Owned { keys, foreign, unplaced: None }), ..Stored::default() };
             System { version: ClusterVersion(version), expiries, ..System::default() }.encode(&Sessions::default())
         };
         let decode = |bytes: &Bytes| System::decode(bytes).map(|(system, sessions)| system.encode(&sessions));
@@ -318,7 +333,7 @@ mod tests {
     fn damage_and_newer_versions_are_typed_errors() {
         assert!(System::decode(b"").is_ok());
         assert!(matches!(System::decode(b"\x02"), Err(MachineError::Corrupt(_))), "it names no version");
-        assert!(matches!(System::decode(b"\x08"), Err(MachineError::Version { found: 8, known: 7 })));
+        assert!(matches!(System::decode(b"\x0b"), Err(MachineError::Version { found: 11, known: 10 })));
         assert!(matches!(System::decode(b"\x00"), Err(MachineError::Corrupt(_))));
         let twice = vec![SessionMessage::default(), SessionMessage::default()];
         let bytes = seal(&SystemMessage { sessions: twice, ..SystemMessage::default() });

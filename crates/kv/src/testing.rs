@@ -151,6 +151,18 @@ impl Replica {
         other
     }
 
+    /// Merges the shard with its right neighbour.
+    pub(crate) fn merge(&mut self, right: Self) {
+        let end = right.descriptor.range.end.clone();
+        let whole = KeyRange { end, ..self.descriptor.range.clone() };
+        self.machine.merge(&whole, &right.machine.system()).unwrap();
+        let range = KeyRange::of_users().intersection(&self.descriptor.range);
+        self.records.0.retain(|key, _| range.contains(key));
+        let range = KeyRange::of_users().intersection(&right.descriptor.range);
+        self.records.0.extend(right.records.0.into_iter().filter(|(key, _)| range.contains(key)));
+        self.descriptor.range = whole;
+    }
+
     /// Drops the records that a split gave to another shard, as the checkpoint after it does.
     pub(crate) fn clip(&mut self) {
         let (range, internal) = (&self.descriptor.range, KeyRange::internal());

@@ -26,7 +26,7 @@ pub struct Verified {
 
 /// Checks a machine's state, as [`system`](flotilla_storage::StateMachine::system) returned it, against its
 /// records. After a split that is the own half of its shard: records of the other half, which it may still have, are
-/// ignored, and its places of them must be as many as the state says.
+/// ignored, and its places of them must be as many as the state says. After a merge some records have no places yet.
 ///
 /// # Errors
 /// They disagree, do not parse, or cannot be read.
@@ -42,11 +42,15 @@ pub fn verify(system: &[u8], records: &dyn StateReader) -> Result<Verified, Mach
     expected.sort();
     let expiring = expected.len() as u64;
     let first_expiry_ms = expected.first().map(|(place, _)| place.at_ms);
-    let sum_ms: u128 = expected.iter().map(|(place, _)| u128::from(place.at_ms)).sum();
+    let sum_of_all_ms: u128 = expected.iter().map(|(place, _)| u128::from(place.at_ms)).sum();
+    expected.retain(|(place, _)| !system.expiries.is_unplaced(&place.key));
+    let unplaced = expiring - expected.len() as u64;
+    let first_place_ms = expected.first().map(|(place, _)| place.at_ms);
     let expiries = system.expiries;
-    let no_earlier = first_expiry_ms.is_none_or(|at_ms| at_ms >= expiries.none_before_ms);
-    let sums_agree = expiries.form == Form::Memory || (expiries.sum_ms == sum_ms && no_earlier);
-    if (system.records, system.bytes, expiries.count) != (count, bytes, expiring) || !sums_agree {
+    let no_earlier = first_place_ms.is_none_or(|at_ms| at_ms >= expiries.none_before_ms);
+    let sums_agree = expiries.form == Form::Memory || (expiries.sum_ms == sum_of_all_ms && no_earlier);
+    let counts = (system.records, system.bytes, expiries.count, expiries.unplaced());
+    if counts != (count, bytes, expiring, unplaced) || !sums_agree {
         return Err(DISAGREES);
     }
     match &expiries.form {

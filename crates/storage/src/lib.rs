@@ -14,6 +14,7 @@ mod machine;
 mod manifest;
 mod memory_engine;
 mod memory_log;
+mod merged;
 mod middle;
 mod overlay;
 mod page;
@@ -37,6 +38,7 @@ pub use machine::{
 pub use manifest::{Manifest, PieceRef};
 pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;
+pub use merged::merged_tables;
 pub use middle::of_records as middle_of_records;
 pub use overlay::Overlay;
 pub use remedy::{Failure, Remedy, remedy};

@@ -212,6 +212,17 @@ pub trait StateMachine: Send + 'static {
         Err(MachineError::Corrupt("a shard was split whose state machine cannot be"))
     }
 
+    /// Takes over the keys of the shard's right neighbour, whose machine had this own state when it was frozen; `whole`
+    /// is the range of both. Called in the log's order, on every replica at the same entry. After the call the records
+    /// are those of both machines, but for the machines' own ([`KeyRange::internal`]): both lose all of these, and this
+    /// machine makes anew what it needs of them.
+    ///
+    /// # Errors
+    /// As for [`apply`](Self::apply). A machine whose shard is never merged keeps this default.
+    fn merge(&mut self, _whole: &KeyRange, _right: &[u8]) -> Result<(), MachineError> {
+        Err(MachineError::Corrupt("a shard was merged whose state machine cannot be"))
+    }
+
     /// Begins to count ahead what [`split`](Self::split) at this range would give up, in place of an earlier count that
     /// was begun. Returns what does it, on a snapshot of the records as they are now; the machine takes into account
     /// what it applies meanwhile. A matter of this replica alone: a split gives the same result without, later. `None`

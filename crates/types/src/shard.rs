@@ -56,6 +56,12 @@ impl ShardDescriptor {
         self.replicas.iter().rev().find(|replica| replica.node == node).copied()
     }
 
+    /// Whether the shard has given its keys up, to be merged into its left neighbour, and the merge is not decided.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.range.is_empty()
+    }
+
     /// The node that holds this replica.
     #[must_use]
     pub fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {

@@ -34,6 +34,7 @@
 //! | 7 | splits of shards: entries, commands, records, and the keys that a machine's places are of | [`ClusterVersion::SPLITS`] |
 //! | 8 | roles and weights of nodes | [`ClusterVersion::NODE_ROLES`] |
 //! | 9 | when a collection's shards are split, and splits that no operator asked for | [`ClusterVersion::SIZE_SPLITS`] |
+//! | 10 | merges of shards: entries, commands, records, and places that are still to be written | [`ClusterVersion::MERGES`] |
 //! | 4 | the setting `transfer_bytes_per_second` | [`ClusterVersion::TRANSFER_RATE`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
@@ -102,6 +103,8 @@ impl ClusterVersion {
     pub const NODE_ROLES: Self = Self(8);
     /// Shards are split when they have grown.
     pub const SIZE_SPLITS: Self = Self(9);
+    /// Shards can be merged.
+    pub const MERGES: Self = Self(10);
     /// The metadata holds how fast nodes transfer objects.
     pub const TRANSFER_RATE: Self = Self(4);
     /// The last version that the formats can name.
@@ -131,7 +134,7 @@ pub struct VersionRange {
 
 impl VersionRange {
     /// The versions that these sources know.
-    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(9) };
+    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(10) };
     /// The versions of binaries that announce none.
     pub const FIRST_ONLY: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion::FIRST };
 
@@ -210,6 +213,7 @@ mod tests {
             ClusterVersion::SPLITS,
             ClusterVersion::SIZE_SPLITS,
             ClusterVersion::NODE_ROLES,
+            ClusterVersion::MERGES,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

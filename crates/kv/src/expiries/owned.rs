@@ -5,6 +5,9 @@
 //! Foreign ones are in no count. They are removed in their order among the others when they are due, each as one
 //! removal, but without the record that expires: so they never outlive the records they were made for.
 //!
+//! A merge drops all places of both shards: what either has of the other's keys may be outdated. They are written again,
+//! see [`unplaced`](super::unplaced).
+//!
 //! Until all places are records, only own ones are in memory and are removed. A shard that was split in that time
 //! meets the foreign ones when it is done, and then reads all from the first on.
 
@@ -16,7 +19,7 @@ use std::{
 use flotilla_storage::{MachineError, Overlay, ScanBounds, StateReader};
 use flotilla_types::KeyRange;
 
-use super::{DISAGREES, Expiries, Form, READ_BYTES_MAX, Stored, Summary, Totals};
+use super::{DISAGREES, Expiries, Form, READ_BYTES_MAX, Stored, Summary, Totals, Unplaced};
 use crate::place::Place;
 
 /// Places that are read at once to find one of the shard's own.
@@ -24,13 +27,15 @@ const PAGE_ITEMS: usize = 64;
 /// Foreign places that a read passes over to find one of the shard's own.
 const FOREIGN_READ_MAX: usize = 4_096;
 
-/// The keys of a shard that was split.
+/// The keys of a shard that was split or merged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Owned {
     /// A part of [`KeyRange::of_users`], with an end.
     pub(crate) keys: KeyRange,
     /// How many places that are records are of other keys.
     pub(crate) foreign: u64,
+    /// The keys whose places are still to be written, since a merge.
+    pub(crate) unplaced: Option<Unplaced>,
 }
 
 fn owns(owned: Option<&Owned>, place: &Place) -> bool {
@@ -55,9 +60,9 @@ impl Stored {
 }
 
 impl Expiries {
-    /// Gives up the records of `right`, the upper part of the shard's keys, of which these expire. Returns what the
-    /// new shard has of them.
-    pub(crate) fn split(&mut self, right: &KeyRange, expiring: &Totals) -> Result<Stored, MachineError> {
+    /// Gives up the records of `right`, the upper part of the shard's keys, of which these expire, so many of them
+    /// without a place. Returns what the new shard has of them.
+    pub(crate) fn split(&mut self, right: &KeyRange, expiring: &Totals, unplaced: u64) -> Result<Stored, MachineError> {
         let count = self.stored.count.checked_sub(expiring.records).ok_or(DISAGREES)?;
         let sum_ms = self.stored.sum_ms.checked_sub(expiring.expiries_ms).ok_or(DISAGREES)?;
         let places = std::mem::take(&mut self.next).into_iter();
@@ -69,18 +74,23 @@ impl Expiries {
                 self.due.subtract(place.at_ms, *bytes);
             }
         }
-        if self.known_to.is_none() && totals != *expiring {
+        let placed = |records: u64, unplaced: u64| records.checked_sub(unplaced).ok_or(DISAGREES);
+        let own_unplaced = placed(self.stored.unplaced(), unplaced)?;
+        if self.known_to.is_none() && unplaced == 0 && totals != *expiring {
             return Err(DISAGREES);
         }
         let are_records = |places: &BTreeMap<Place, u64>, all| match self.stored.form {
             Form::Memory | Form::Converting(_) => places.keys().filter(|place| self.is_record(place)).count() as u64,
             Form::Records => all,
         };
-        let (own_stored, given_stored) = (are_records(&kept, count), are_records(&given, expiring.records));
+        let own_stored = are_records(&kept, placed(count, own_unplaced)?);
+        let given_stored = are_records(&given, placed(expiring.records, unplaced)?);
         let foreign = |others| self.stored.foreign().checked_add(others).ok_or(DISAGREES);
         let keys = KeyRange { end: right.start.clone(), ..self.stored.keys() };
-        let owned = Some(Owned { keys, foreign: foreign(given_stored)? });
-        let rights = Some(Owned { keys: right.clone(), foreign: foreign(own_stored)? });
+        let still = |keys: &KeyRange, count| self.stored.unplaced_within(keys, count);
+        let (left_rest, right_rest) = (still(&keys, own_unplaced), still(right, unplaced));
+        let owned = Some(Owned { keys, foreign: foreign(given_stored)?, unplaced: left_rest });
+        let rights = Some(Owned { keys: right.clone(), foreign: foreign(own_stored)?, unplaced: right_rest });
         let (form, none_before_ms) = (self.stored.form.clone(), self.stored.none_before_ms);
         self.next = kept;
         if form == Form::Records {
@@ -130,6 +140,13 @@ impl Expiries {
 impl Summary {
     pub(super) fn owns(&self, place: &Place) -> bool {
         owns(self.owned.as_ref(), place)
+    }
+
+    /// The keys whose places are still to be written.
+    pub(super) fn unplaced(&self) -> Option<KeyRange> {
+        let owned = self.owned.as_ref()?;
+        let start = owned.unplaced.as_ref()?.from.clone();
+        Some(KeyRange { start, end: owned.keys.end.clone() })
     }
 
     pub(super) fn has_foreign(&self) -> bool {

@@ -31,7 +31,10 @@ impl KvMachine {
         }
         let share = match self.stats.take_ahead(&right) {
             Some(share) => share,
-            None => count(&right, records, &mut || ())?,
+            None => {
+                let expiries = self.stats.expiries.stored();
+                count(&right, &|key| expiries.is_unplaced(key), records, &mut || ())?
+            }
         };
         let expiries = self.stats.split(&right, &share)?;
         let Share { records, bytes, .. } = share;
@@ -65,7 +68,7 @@ impl Counting {
 
 impl CountAhead for Counting {
     fn run(&self, records: &dyn StateReader, pause: &mut dyn FnMut()) -> Result<(), MachineError> {
-        let _ = self.share.set(count(&self.right, records, pause)?);
+        let _ = self.share.set(count(&self.right, &|_| false, records, pause)?);
         Ok(())
     }
 }
@@ -74,11 +77,18 @@ impl CountAhead for Counting {
 const PAUSE_RECORDS: u64 = 4_096;
 
 /// Counts the records of a range, due ones included.
-fn count(range: &KeyRange, records: &dyn StateReader, pause: &mut dyn FnMut()) -> Result<Share, MachineError> {
+///
+/// `is_unplaced` says whether the record of a key has no place.
+fn count(
+    range: &KeyRange,
+    is_unplaced: &dyn Fn(&[u8]) -> bool,
+    records: &dyn StateReader,
+    pause: &mut dyn FnMut(),
+) -> Result<Share, MachineError> {
     let mut share = Share::default();
     for record in Pages::new(range.clone(), records) {
         let (key, stored) = record?;
-        share.add(&Footprint::of(&key, &StoredRecord::decode(stored)?));
+        share.add(&Footprint::of(&key, &StoredRecord::decode(stored)?), is_unplaced(&key));
         if share.records.is_multiple_of(PAUSE_RECORDS) {
             pause();
         }

@@ -2,6 +2,7 @@
 
 mod commands;
 mod expiry;
+mod merges;
 mod reads;
 mod sessions;
 mod split_histories;

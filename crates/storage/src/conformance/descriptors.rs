@@ -1,9 +1,6 @@
 //! By which descriptor replicas judge each entry: what must be equal on all of them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_types::{ClusterVersion, Epoch, KeyRange, LogIndex, ShardDescriptor, ShardId};
@@ -18,8 +15,8 @@ pub struct DescriptorHistory(BTreeMap<ShardId, History>);
 
 #[derive(Debug, Default)]
 struct History {
-    /// Committed entries that raise the range epoch by one.
-    changes: BTreeSet<LogIndex>,
+    /// Committed entries that raise the range epoch, and by how much.
+    changes: BTreeMap<LogIndex, u64>,
     /// The range epoch without any of them.
     first_range: Option<u64>,
     after: BTreeMap<LogIndex, Epoch>,
@@ -30,7 +27,19 @@ impl DescriptorHistory {
     /// A committed entry raises the range epoch by one. Call it before any replica applies that entry. `false` if it
     /// was called already.
     pub fn changes_range(&mut self, shard: ShardId, index: LogIndex) -> bool {
-        self.0.entry(shard).or_default().changes.insert(index)
+        self.0.entry(shard).or_default().changes.insert(index, 1).is_none()
+    }
+
+    /// A committed entry raises the range epoch to this one, which may be more than one higher. Otherwise as
+    /// [`changes_range`](Self::changes_range).
+    pub fn moves_range(&mut self, shard: ShardId, index: LogIndex, to: u64) -> bool {
+        let history = self.0.entry(shard).or_default();
+        if history.changes.contains_key(&index) {
+            return false;
+        }
+        let before = history.first_range.unwrap_or_default() + history.raised_up_to(index);
+        history.changes.insert(index, to.saturating_sub(before));
+        true
     }
 
     /// A replica has this descriptor after the entry at `index`, or judges the next entry by it.
@@ -40,7 +49,7 @@ impl DescriptorHistory {
     pub fn holds_after(&mut self, index: LogIndex, descriptor: &ShardDescriptor) {
         let shard = descriptor.shard;
         let history = self.0.entry(shard).or_default();
-        let changes = history.changes.range(..=index).count() as u64;
+        let changes = history.raised_up_to(index);
         let first = *history.first_range.get_or_insert(descriptor.epoch.range - changes);
         let expected = first + changes;
         assert_eq!(descriptor.epoch.range, expected, "{shard} has another range epoch after {index}");
@@ -48,6 +57,13 @@ impl DescriptorHistory {
         assert_eq!(descriptor.epoch, epoch, "replicas of {shard} have different epochs after {index}");
         let known = history.descriptors.entry(epoch).or_insert_with(|| descriptor.clone());
         assert_eq!(known, descriptor, "two descriptors of {shard} have the same epoch");
+    }
+}
+
+impl History {
+    /// By how much entries up to this one have raised the range epoch.
+    fn raised_up_to(&self, index: LogIndex) -> u64 {
+        self.changes.range(..=index).map(|(_, by)| by).sum()
     }
 }
 
@@ -118,6 +134,10 @@ impl StateMachine for Observed {
 
     fn split(&mut self, right: &KeyRange, records: &dyn StateReader) -> Result<Bytes, MachineError> {
         self.machine.split(right, records)
+    }
+
+    fn merge(&mut self, whole: &KeyRange, right: &[u8]) -> Result<(), MachineError> {
+        self.machine.merge(whole, right)
     }
 
     fn system(&self) -> Bytes {

@@ -2,6 +2,7 @@
 //!
 //! A crash is modelled by dropping the engine without [`StateEngine::close`].
 
+mod merges;
 mod splits;
 mod tables;
 
@@ -63,6 +64,7 @@ pub fn state_engine(format: CheckpointFormat, open: &mut dyn FnMut() -> Box<dyn 
         random_walks_match_a_model(open, seed);
     }
     splits::run(open);
+    merges::run(open);
     if format == CheckpointFormat::Manifests {
         tables::run(open);
     }

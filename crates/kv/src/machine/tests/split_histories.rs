@@ -1,4 +1,4 @@
-//! Random histories with splits, against a map of all records and an oracle of what each entry removes.
+//! Random histories with splits and merges, against a map of all records and an oracle of what each entry removes.
 //!
 //! Each shard has two replicas: one that never restarts, and one that does and has few places in memory. They must
 //! stay equal.
@@ -26,6 +26,8 @@ enum Step {
     Entry(u64, Vec<Write>),
     /// A split of a shard.
     Split(Index, At),
+    /// A merge of a shard with its right neighbour, if both are at a version that has merges.
+    Merge(Index),
     /// One replica of a shard begins to count ahead of a split, in place of an earlier count.
     Count(Index, At),
     /// A restart of a replica of each shard, which then keeps so many places in memory.
@@ -71,10 +73,11 @@ fn step() -> impl Strategy<Value = Step> {
         12 => (0..6u64, vec(write(), 0..6)).prop_map(|(wait_ms, writes)| Step::Entry(wait_ms, writes)),
         2 => (20..40u64, vec(write(), 0..2)).prop_map(|(wait_ms, writes)| Step::Entry(wait_ms, writes)),
         3 => (any::<Index>(), at).prop_map(|(shard, at)| Step::Split(shard, at)),
+        3 => any::<Index>().prop_map(Step::Merge),
         3 => (any::<Index>(), counted).prop_map(|(shard, at)| Step::Count(shard, at)),
         3 => prop_oneof![1..9usize, 16..60usize].prop_map(Step::Restart),
         1 => Just(Step::Clip),
-        2 => prop_oneof![Just(2u32), Just(4), Just(7)].prop_map(Step::Switch),
+        2 => prop_oneof![Just(2u32), Just(4), Just(7), Just(10)].prop_map(Step::Switch),
     ]
 }
 
@@ -93,7 +96,7 @@ fn split_while_converting() -> impl Strategy<Value = Vec<Step>> {
 /// Many records, and then anything.
 fn history() -> impl Strategy<Value = Vec<Step>> {
     let many = btree_map(some_key(), (0..9usize, option::weighted(0.8, 1..40u64)), 0..100);
-    let version = prop_oneof![Just(1u32), Just(3), Just(7)];
+    let version = prop_oneof![Just(1u32), Just(3), Just(7), Just(10), Just(10)];
     (version, many, split_while_converting(), vec(step(), 0..40)).prop_map(|(version, many, converting, steps)| {
         let puts: Vec<Write> = many.into_iter().map(|(key, put)| (key, Some(put))).collect();
         let puts = puts.chunks(20).map(|puts| Step::Entry(0, puts.to_vec()));
@@ -276,6 +279,23 @@ impl Shard {
         Some(Self { steady, restarting, may_scan: false, counted: None })
     }
 
+    fn may_merge(&self, right: &Self) -> bool {
+        let end = &self.steady.descriptor.range.end;
+        let are_neighbours = !end.is_empty() && *end == right.steady.descriptor.range.start;
+        are_neighbours && self.steady.machine.version.min(right.steady.machine.version) >= ClusterVersion::MERGES
+    }
+
+    fn merge(&mut self, right: Self) {
+        self.steady.merge(right.steady);
+        self.restarting.merge(right.restarting);
+        // Nothing was said of the entries that come.
+        self.may_scan = true;
+    }
+
+    fn is_placing(&self) -> bool {
+        self.steady.machine.stats.expiries.is_placing()
+    }
+
     /// Compares it with the records of all shards.
     fn check(&self, now_ms: u64, all: &BTreeMap<Bytes, (u64, Option<u64>)>) {
         let range = &self.steady.descriptor.range;
@@ -291,7 +311,7 @@ impl Shard {
             let expiries = &replica.machine.stats.expiries;
             assert!(self.form() != Form::Records || expiries.in_memory() <= 2 * expiries.next_max());
             assert_eq!(replica.count(now_ms), count);
-            let changes = expiring_ms.iter().any(|at_ms| *at_ms <= now_ms + 3);
+            let changes = self.is_placing() || expiring_ms.iter().any(|at_ms| *at_ms <= now_ms + 3);
             assert_eq!(replica.count(now_ms + 3), if changes { Answer::ClockAdvanceNeeded } else { count.clone() });
             let Answer::Page { records, next: None } = replica.scan(now_ms) else { panic!("no page") };
             assert!(records.iter().map(|record| &record.key).eq(live.iter().map(|(key, _)| *key)));
@@ -341,6 +361,14 @@ fn run(range: KeyRange, steps: &[Step], task: usize) {
                     shards.push(right);
                 }
             }
+            Step::Merge(shard) => {
+                let shard = shard.index(shards.len());
+                if let Some(right) = shards.iter().position(|right| shards[shard].may_merge(right)) {
+                    let right = shards.remove(right);
+                    let left = shards.iter_mut().find(|left| left.may_merge(&right));
+                    left.expect("it was found").merge(right);
+                }
+            }
             Step::Count(shard, at) => {
                 let shard = shard.index(shards.len());
                 shards[shard].count(at);
@@ -359,15 +387,15 @@ fn run(range: KeyRange, steps: &[Step], task: usize) {
     }
     now_ms += 100;
     for shard in &mut shards {
-        shard.steady.switch(now_ms, 7).unwrap();
-        shard.restarting.switch(now_ms, 7).unwrap();
+        shard.steady.switch(now_ms, 10).unwrap();
+        shard.restarting.switch(now_ms, 10).unwrap();
         shard.may_scan = true;
         let mut upkeeps = 0;
         while shard.steady.machine.upkeep_due_ms().is_some_and(|due_ms| due_ms <= now_ms) {
             shard.apply(now_ms, &[]);
             shard.check(now_ms, &all);
             upkeeps += 1;
-            assert!(upkeeps < 20, "upkeep never ends");
+            assert!(upkeeps < 60, "upkeep never ends");
         }
         assert_eq!(shard.places(), []);
         assert_eq!(shard.steady.machine.upkeep_due_ms(), None);
@@ -383,7 +411,7 @@ fn entry(step: &Step) -> Option<(u64, Vec<Write>)> {
 
 proptest! {
     #[test]
-    fn the_halves_of_a_shard_have_what_the_whole_had(steps in history(), is_whole: bool, task in 1..4usize) {
+    fn the_parts_of_a_shard_have_what_the_whole_had(steps in history(), is_whole: bool, task in 1..4usize) {
         let buckets = KeyRange::of_buckets(CollectionId::DEFAULT, Bucket(0), Bucket(2));
         run(if is_whole { KeyRange::all() } else { buckets }, &steps, task);
     }

@@ -17,9 +17,9 @@ fn malformed_commands_are_refused_and_newer_ones_stop_the_replica() {
     assert_eq!((&outcomes[0], &outcomes[2]), (&refused(Refusal::Malformed), &refused(Refusal::Malformed)));
     assert!(matches!(outcomes[1], Outcome::Done { .. }));
     let before = replica.machine.system();
-    let newer = [good, Bytes::from_static(b"\x08")];
+    let newer = [good, Bytes::from_static(b"\x0b")];
     let error = replica.machine.apply(&context, &newer, &replica.records, &mut writes).unwrap_err();
-    assert!(matches!(error, MachineError::Version { found: 8, known: 7 }));
+    assert!(matches!(error, MachineError::Version { found: 11, known: 10 }));
     assert_eq!(replica.machine.system(), before);
 }
 

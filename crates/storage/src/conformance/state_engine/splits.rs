@@ -62,17 +62,17 @@ fn base_of(checkpoint: &Checkpoint, fold: u64) -> Vec<TableRef> {
 }
 
 /// A replica, and what it should have.
-struct Part {
-    id: ReplicaId,
+pub(super) struct Part {
+    pub(super) id: ReplicaId,
     format: CheckpointFormat,
-    durable: Checkpoint,
-    keys: KeyRanges,
-    model: Model,
-    index: u64,
+    pub(super) durable: Checkpoint,
+    pub(super) keys: KeyRanges,
+    pub(super) model: Model,
+    pub(super) index: u64,
 }
 
 impl Part {
-    fn new(engine: &dyn StateEngine, format: CheckpointFormat, id: u64) -> Self {
+    pub(super) fn new(engine: &dyn StateEngine, format: CheckpointFormat, id: u64) -> Self {
         let id = ReplicaId(id);
         let durable = empty_checkpoint(id, 0, 0);
         engine.open(id, &durable).expect("a new replica opens");
@@ -86,7 +86,7 @@ impl Part {
     }
 
     /// Writes and deletes some of its keys.
-    fn write(&mut self, engine: &dyn StateEngine, choices: &mut Choices) {
+    pub(super) fn write(&mut self, engine: &dyn StateEngine, choices: &mut Choices) {
         let keys: Vec<_> = all_keys().into_iter().filter(|key| self.keys.contains(key)).collect();
         let records = (0..20).map(|_| {
             let key = keys[choices.below(keys.len() as u64) as usize].clone();
@@ -111,17 +111,17 @@ impl Part {
         engine.install_checkpoint(self.id, &self.durable).expect("a built checkpoint is installed");
     }
 
-    fn flush(&mut self, engine: &dyn StateEngine) {
+    pub(super) fn flush(&mut self, engine: &dyn StateEngine) {
         assert!(self.freeze(engine), "nothing else is frozen");
         let built = self.build(engine);
         self.install(engine, built);
     }
 
-    fn compact(&self, engine: &dyn StateEngine, folding: Folding) -> bool {
+    pub(super) fn compact(&self, engine: &dyn StateEngine, folding: Folding) -> bool {
         engine.compact(self.id, folding, &|| false).expect("an open replica is compacted")
     }
 
-    fn pin_fold(&mut self, engine: &dyn StateEngine) -> u64 {
+    pub(super) fn pin_fold(&mut self, engine: &dyn StateEngine) -> u64 {
         self.index += 1;
         let fold = Fold { index: LogIndex(self.index), piece_bytes: 64 };
         engine.pin_fold(self.id, fold).expect("an open replica pins its records");
@@ -129,7 +129,7 @@ impl Part {
     }
 
     /// Goes on for some checkpoints, with compactions and folds.
-    fn go_on(&mut self, engine: &dyn StateEngine, choices: &mut Choices) {
+    pub(super) fn go_on(&mut self, engine: &dyn StateEngine, choices: &mut Choices) {
         for round in 0..ROUNDS {
             self.write(engine, choices);
             if round % 4 == 1 {
@@ -158,7 +158,7 @@ impl Part {
     }
 
     /// Splits, and opens the new replica.
-    fn split(&mut self, engine: &dyn StateEngine, choices: &mut Choices, at: &Bytes, new: u64) -> Self {
+    pub(super) fn split(&mut self, engine: &dyn StateEngine, choices: &mut Choices, at: &Bytes, new: u64) -> Self {
         assert!(engine.built_split(self.id).is_none());
         assert!(self.freeze_split(engine, at, new), "nothing else is frozen");
         let mut right = self.give_up(at, new);
@@ -185,7 +185,7 @@ impl Part {
         right
     }
 
-    fn open(&self, engine: &dyn StateEngine) {
+    pub(super) fn open(&self, engine: &dyn StateEngine) {
         engine.open(self.id, &self.durable).expect("a replica opens from its durable checkpoint");
         let objects: Vec<_> = self.durable.objects().collect();
         assert!(engine.missing(&objects).is_empty());
@@ -200,7 +200,7 @@ impl Part {
         (self.model, self.index) = (model, index);
     }
 
-    fn assert_holds(&self, engine: &dyn StateEngine) {
+    pub(super) fn assert_holds(&self, engine: &dyn StateEngine) {
         let reader = engine.reader(self.id).expect("an open replica is readable");
         let scan = |range: &KeyRange| reader.scan(range, usize::MAX, usize::MAX).expect("an open replica is readable");
         assert_eq!(scan(&KeyRange::all()), self.model.range(&KeyRange::all()), "{}", self.id);
@@ -213,7 +213,7 @@ impl Part {
 }
 
 /// Ends the engine without warning after checkpoints of these replicas, and opens them again.
-fn restart(
+pub(super) fn restart(
     storage: &mut Storage<'_>,
     engine: Box<dyn StateEngine>,
     choices: &mut Choices,
