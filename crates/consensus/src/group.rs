@@ -409,7 +409,7 @@ impl Group {
     /// Appends a configuration change, if none is in progress and this one applies to the current
     /// configuration.
     pub(crate) fn propose_change(&mut self, change: &ConfChange) -> Result<LogIndex, ProposeError> {
-        if self.node.raft.has_pending_conf() || !change.applies_to(&self.conf) {
+        if self.node.raft.has_pending_conf() || !change.applies_to(&self.conf) || self.descriptor.is_frozen() {
             return Err(ProposeError::Configuration);
         }
         self.append(eraftpb::EntryType::EntryConfChangeV2, change.to_raft_bytes(), change.encode())
@@ -602,6 +602,10 @@ impl Group {
     /// unchanged, on every replica.
     pub(crate) fn apply_change(&mut self, entry: &Entry) -> Result<(), ChangeError> {
         let change = ConfChange::decode(&entry.context)?;
+        if self.descriptor.is_frozen() {
+            // Whoever merges the shard relies on its replicas.
+            return Err(ChangeError::NotApplicable);
+        }
         let conf = self.node.apply_conf_change(&change.to_raft()).map_err(|_| ChangeError::NotApplicable)?;
         self.end_lease();
         self.conf = Arc::new(convert::conf_from_raft(&conf));
@@ -615,17 +619,18 @@ impl Group {
     pub(crate) fn apply_shard_change(&mut self, entry: &Entry) -> Result<ShardChange, ChangeError> {
         let change = ShardChange::decode(&entry.context)?;
         self.descriptor = Arc::new(self.after(&change)?);
-        if matches!(change, ShardChange::Split(_)) {
-            // Followers learn now that it is committed, and not with the next entry: the new shard waits for them.
+        if matches!(change, ShardChange::Split(_) | ShardChange::Freeze(_) | ShardChange::Merge(_)) {
+            // Followers learn now that it is committed, and not with the next entry: keys wait for them.
             self.node.ping();
         }
         Ok(change)
     }
 
-    /// The descriptor after a change. A shard is not split while its configuration is joint: the new shard would
-    /// have the replicas of both.
+    /// The descriptor after a change. A shard is not split, frozen or merged while its configuration is joint: the
+    /// change names one set of replicas.
     fn after(&self, change: &ShardChange) -> Result<ShardDescriptor, ChangeError> {
-        if matches!(change, ShardChange::Split(_)) && self.conf.is_joint() {
+        let names_replicas = matches!(change, ShardChange::Split(_) | ShardChange::Freeze(_) | ShardChange::Merge(_));
+        if names_replicas && self.conf.is_joint() {
             return Err(ChangeError::NotApplicable);
         }
         change.after(&self.descriptor)

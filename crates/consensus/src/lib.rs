@@ -22,7 +22,7 @@ pub use change::{ChangeError, ConfChange};
 pub use config::{Config, ConfigError};
 pub use group::{Group, GroupError, Lease, Origin, ProposeError};
 pub use multi::{CommittedEntries, Effects, Input, MultiRaft, Persist, ReadReady, RoleChange};
-pub use shard_change::{ShardChange, Split};
+pub use shard_change::{Freeze, Merge, ShardChange, Split, Thaw};
 pub use status::{Follower, GroupStatus, Role};
 
 #[doc = include_str!("../README.md")]

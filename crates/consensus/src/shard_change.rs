@@ -7,22 +7,29 @@
 
 use std::ops::RangeInclusive;
 
+mod merge;
 mod split;
 
 use bytes::Bytes;
-use flotilla_types::{ClusterVersion, ShardDescriptor};
+use flotilla_types::{ClusterVersion, Epoch, ShardDescriptor};
 
 use crate::ChangeError;
+pub use merge::{Freeze, Merge, Thaw};
 pub use split::Split;
 
 /// The newest format.
-const FORMAT: u8 = 3;
+const FORMAT: u8 = 4;
 const FORMAT_BUMP: u8 = 1;
 const FORMAT_FOLD: u8 = 2;
 const FORMAT_SPLIT: u8 = 3;
+const FORMAT_MERGE: u8 = 4;
 const BUMP: u8 = 1;
 const FOLD: u8 = 2;
 const SPLIT: u8 = 3;
+const FREEZE: u8 = 4;
+const MERGE: u8 = 5;
+const ABORT: u8 = 6;
+const THAW: u8 = 7;
 
 /// One change of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +46,17 @@ pub enum ShardChange {
     },
     /// The upper end of the range becomes a shard of its own.
     Split(Split),
+    /// The shard gives its keys up, to be merged into its left neighbour.
+    Freeze(Freeze),
+    /// The right neighbour, which is frozen, becomes part of the shard.
+    Merge(Merge),
+    /// The shard merges with nobody that was to be merged into it at this epoch.
+    Abort {
+        /// The shard's epoch that the merge was planned for. With any other one it does not apply.
+        epoch: Epoch,
+    },
+    /// The shard was not merged: it has its keys again.
+    Thaw(Thaw),
 }
 
 impl ShardChange {
@@ -52,6 +70,7 @@ impl ShardChange {
             Self::Bump => ClusterVersion::SHARD_ENTRIES,
             Self::Fold { .. } => ClusterVersion::LOGGED_FOLDS,
             Self::Split(_) => ClusterVersion::SPLITS,
+            Self::Freeze(_) | Self::Merge(_) | Self::Abort { .. } | Self::Thaw(_) => ClusterVersion::MERGES,
         }
     }
 
@@ -61,9 +80,16 @@ impl ShardChange {
     /// The change does not apply to this descriptor.
     pub fn after(&self, before: &ShardDescriptor) -> Result<ShardDescriptor, ChangeError> {
         match self {
-            Self::Bump => Ok(with_next_epoch(before)?),
+            // Whoever decides about a frozen shard knows it by its epoch.
+            Self::Bump if before.is_frozen() => Err(ChangeError::NotApplicable),
+            Self::Bump => with_next_epoch(before),
             Self::Fold { .. } => Ok(before.clone()),
             Self::Split(split) => split.halves(before).map(|(left, _)| left),
+            Self::Freeze(freeze) => freeze.after(before),
+            Self::Merge(merge) => merge.after(before),
+            Self::Abort { epoch } if *epoch == before.epoch => with_next_epoch(before),
+            Self::Abort { .. } => Err(ChangeError::NotApplicable),
+            Self::Thaw(thaw) => thaw.after(before),
         }
     }
 
@@ -77,6 +103,11 @@ impl ShardChange {
                 Bytes::copy_from_slice(&[FORMAT_FOLD, FOLD, a, b, c, d])
             }
             Self::Split(split) => split.encode(&[FORMAT_SPLIT, SPLIT]),
+            Self::Freeze(freeze) => freeze.encode(&[FORMAT_MERGE, FREEZE]),
+            Self::Merge(merge) => merge.encode(&[FORMAT_MERGE, MERGE]),
+            // It says the same of the left shard as a freeze does of the right one.
+            Self::Abort { epoch } => Freeze { epoch: *epoch }.encode(&[FORMAT_MERGE, ABORT]),
+            Self::Thaw(thaw) => thaw.encode(&[FORMAT_MERGE, THAW]),
         }
     }
 
@@ -93,6 +124,10 @@ impl ShardChange {
                 if in_bounds { Ok(Self::Fold { piece_bytes }) } else { Err(ChangeError::Malformed) }
             }
             [FORMAT_SPLIT, SPLIT, rest @ ..] => Split::decode(rest).map(Self::Split),
+            [FORMAT_MERGE, FREEZE, rest @ ..] => Freeze::decode(rest).map(Self::Freeze),
+            [FORMAT_MERGE, MERGE, rest @ ..] => Merge::decode(rest).map(Self::Merge),
+            [FORMAT_MERGE, ABORT, rest @ ..] => Freeze::decode(rest).map(|Freeze { epoch }| Self::Abort { epoch }),
+            [FORMAT_MERGE, THAW, rest @ ..] => Thaw::decode(rest).map(Self::Thaw),
             [found, ..] if *found > FORMAT => Err(ChangeError::Version { found: *found, known: FORMAT }),
             _ => Err(ChangeError::Malformed),
         }
@@ -157,7 +192,7 @@ mod tests {
     fn hostile_changes_are_refused_or_round_trip() {
         let fold = ShardChange::PIECE_BYTES.prop_map(|piece_bytes| ShardChange::Fold { piece_bytes });
         let split = split::tests::any_split().prop_map(ShardChange::Split);
-        let change = prop_oneof![Just(ShardChange::Bump), fold, split];
+        let change = prop_oneof![Just(ShardChange::Bump), fold, split, merge::tests::any_change()];
         attack(1_000, mutated(change.prop_map(|change| change.encode())), |bytes| {
             if let Ok(change) = Proportion::DEFAULT.of(bytes.len(), || ShardChange::decode(&bytes)) {
                 assert_eq!(change.encode(), bytes);

@@ -7,6 +7,7 @@
 //! nothing waits for them.
 
 mod chain;
+mod merge;
 mod pins;
 mod recalled;
 mod slow;
@@ -188,6 +189,8 @@ struct Committed<T> {
     conf: Arc<ConfState>,
     descriptor: Arc<ShardDescriptor>,
     waiters: Vec<(LogIndex, Vec<T>)>,
+    /// For a merge: the checkpoint of the other replica.
+    source: Option<Box<Checkpoint>>,
 }
 
 /// What is known of a replica's contents at the moment.
@@ -283,11 +286,14 @@ impl<T> Applier<T> {
             }
             // Only reads are bounded here; the core bounds waiting entries.
             (Some(Slot::Loading { waiting, .. }), task) => wait(waiting, task, out),
-            (Some(Slot::Ready(ready)), ApplyTask::Apply { entries, shard_change, conf, descriptor, waiters, .. }) => {
-                let committed = Committed { entries, shard_change, conf, descriptor, waiters };
+            (
+                Some(Slot::Ready(ready)),
+                ApplyTask::Apply { entries, shard_change, conf, descriptor, waiters, source, .. },
+            ) => {
+                let committed = Committed { entries, shard_change, conf, descriptor, waiters, source };
                 let new = committed.entries.iter().filter(|entry| entry.index > ready.position.index);
-                let splits = matches!(committed.shard_change, Some(ShardChange::Split(_)));
-                match Recalled::of(&*ready.machine, &*ready.reader, new).filter(|_| !splits) {
+                let reads = makes_checkpoint(committed.shard_change.as_ref());
+                match Recalled::of(&*ready.machine, &*ready.reader, new).filter(|_| !reads) {
                     Some(recalled) => {
                         if let Err(error) = ready.apply(replica, committed, recalled, &*self.engine, out) {
                             let shard = ready.shard;
@@ -516,11 +522,12 @@ impl Ready {
         engine: &dyn StateEngine,
         out: &mut Applied<T>,
     ) -> Result<(), MachineError> {
-        let Committed { entries, shard_change, conf, descriptor, waiters } = committed;
+        let Committed { entries, shard_change, conf, descriptor, waiters, source } = committed;
         let last = entries.last().map_or(LogIndex(0), |entry| entry.index);
         let mut waiters: VecDeque<_> = waiters.into();
         let mut bytes = 0;
         let mut failure = None;
+        let is_frozen = self.position.descriptor.is_frozen();
         for entry in entries {
             bytes += entry.size_bytes();
             if entry.index <= self.position.index {
@@ -529,7 +536,12 @@ impl Ready {
             let is_change = entry.kind != EntryKind::Normal;
             assert!(!is_change || entry.index == last, "{replica} got entries behind the change at {}", entry.index);
             let meaning = self.machine.meaning();
-            let outcomes = match self.apply_entry(replica, &entry, &mut recalled, engine) {
+            let applied = if is_frozen {
+                self.pass_over(&entry).map(|()| Vec::new())
+            } else {
+                self.apply_entry(replica, &entry, &mut recalled, engine)
+            };
+            let outcomes = match applied {
                 Ok(outcomes) => outcomes,
                 Err(error) => {
                     failure = Some(error);
@@ -537,18 +549,25 @@ impl Ready {
                 }
             };
             let orders_fold = entry.index == last && matches!(shard_change, Some(ShardChange::Fold { .. }));
-            self.pass_chain(entry.index, orders_fold, meaning);
+            if !is_frozen {
+                self.pass_chain(entry.index, orders_fold, meaning);
+            }
             self.position.index = entry.index;
             self.position.term = entry.term;
             if waiters.front().is_some_and(|(index, _)| *index == entry.index)
                 && let Some((_, replies)) = waiters.pop_front()
             {
                 let clock = self.clock;
+                if is_frozen {
+                    let stale = || RequestError::StaleEpoch { now: [(*self.position.descriptor).clone()].into() };
+                    out.replies.extend(replies.into_iter().map(|reply| (reply, Err(stale()))));
+                    continue;
+                }
                 let answers = outcomes.into_iter().map(|payload| Ok(Answered { payload, clock }));
                 out.replies.extend(replies.into_iter().zip(answers));
             }
         }
-        if failure.is_some() && matches!(shard_change, Some(ShardChange::Split(_))) {
+        if failure.is_some() && makes_checkpoint(shard_change.as_ref()) {
             out.inputs.push(Input::Frozen { replica, frozen: false });
         }
         if let Some(error) = failure {
@@ -561,15 +580,15 @@ impl Ready {
             self.position.conf = conf;
             let before = std::mem::replace(&mut self.position.descriptor, descriptor);
             if let Some(change) = &shard_change {
-                let changed = self.change_shard(replica, change, &before, engine);
-                if changed.is_err() && matches!(change, ShardChange::Split(_)) {
+                let changed = self.change_shard(replica, change, &before, source.as_deref(), engine);
+                if changed.is_err() && makes_checkpoint(Some(change)) {
                     out.inputs.push(Input::Frozen { replica, frozen: false });
                 }
                 changed?;
             }
         }
         let is_fold = matches!(shard_change, Some(ShardChange::Fold { .. }));
-        let is_split = matches!(shard_change, Some(ShardChange::Split(_)));
+        let is_frozen = makes_checkpoint(shard_change.as_ref());
         out.inputs.push(Input::Applied {
             replica,
             index: self.position.index,
@@ -580,7 +599,7 @@ impl Ready {
             usage: engine.usage(replica),
         });
         out.inputs.extend(is_fold.then_some(Input::FoldPinned { replica }));
-        out.inputs.extend(is_split.then_some(Input::Frozen { replica, frozen: true }));
+        out.inputs.extend(is_frozen.then_some(Input::Frozen { replica, frozen: true }));
         Ok(())
     }
 
@@ -602,17 +621,19 @@ impl Ready {
         replica: ReplicaId,
         change: &ShardChange,
         before: &ShardDescriptor,
+        source: Option<&Checkpoint>,
         engine: &dyn StateEngine,
     ) -> Result<(), MachineError> {
         let moved = change.after(before);
         assert_eq!(moved.as_ref(), Ok(&*self.position.descriptor), "{replica} judges by another range than its group");
         match change {
-            ShardChange::Bump => Ok(()),
+            ShardChange::Bump | ShardChange::Freeze(_) | ShardChange::Abort { .. } | ShardChange::Thaw(_) => Ok(()),
             ShardChange::Fold { piece_bytes } => {
                 let fold = Fold { index: self.position.index, piece_bytes: *piece_bytes };
                 Ok(engine.pin_fold(replica, fold)?)
             }
             ShardChange::Split(split) => self.split(replica, split, before, engine),
+            ShardChange::Merge(merge) => self.merge(replica, merge, source, engine),
         }
     }
 
@@ -633,10 +654,13 @@ impl Ready {
             BatchError::Malformed => MachineError::Corrupt("an entry is not a batch"),
             BatchError::Version { found, known } => MachineError::Version { found: found.into(), known: known.into() },
         })?;
+        // One that was proposed before a merge does not know the clock of the other shard.
+        let is_late = batch.timestamp <= self.clock && self.machine.meaning() >= ClusterVersion::MERGES;
+        let timestamp = if is_late { self.clock.plus(1) } else { batch.timestamp };
         let context = ApplyContext {
             index: entry.index,
             term: entry.term,
-            timestamp: batch.timestamp,
+            timestamp,
             descriptor: &self.position.descriptor,
             refs: &batch.refs,
         };
@@ -658,10 +682,15 @@ impl Ready {
             recalled.forget(&writes);
             engine.write(replica, writes, entry.index)?;
         }
-        let last = batch.timestamp.plus((batch.commands.len() as u64).saturating_sub(1));
+        let last = timestamp.plus((batch.commands.len() as u64).saturating_sub(1));
         self.clock = self.clock.max(last);
         Ok(outcomes)
     }
+}
+
+/// Whether a checkpoint is made at this change, and the machine reads what memory may not have.
+fn makes_checkpoint(change: Option<&ShardChange>) -> bool {
+    matches!(change, Some(ShardChange::Split(_) | ShardChange::Merge(_)))
 }
 
 /// Adds a record that no entry has written, under a key that nobody else uses. Only tests do.
@@ -729,8 +758,8 @@ fn drop_tasks<T>(tasks: impl IntoIterator<Item = ApplyTask<T>>, out: &mut Applie
     for task in tasks {
         match task {
             ApplyTask::Apply { replica, shard_change, waiters, .. } => {
-                let splits = matches!(shard_change, Some(ShardChange::Split(_)));
-                out.inputs.extend(splits.then_some(Input::Frozen { replica, frozen: false }));
+                let freezes = makes_checkpoint(shard_change.as_ref());
+                out.inputs.extend(freezes.then_some(Input::Frozen { replica, frozen: false }));
                 let waiters = waiters.into_iter().flat_map(|(_, replies)| replies);
                 out.replies.extend(waiters.map(|reply| (reply, Err(RequestError::Unknown))));
             }

@@ -27,7 +27,9 @@ pub use core::{
     Hold, Input, LEADERS_PER_ROUND, LostReason, NodeHeartbeat, Notice, Outgoing, Query, ReadCounts, ReplicaStatus,
     Replicas, Request, RequestError, StatusUpdates, Write, first_sequence,
 };
-pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role, ShardChange, Split};
+pub use flotilla_consensus::{
+    ConfChange, Config as RaftConfig, Follower, Freeze, GroupStatus, Merge, Role, ShardChange, Split, Thaw,
+};
 pub use host::{
     Digest, DigestError, FetchError, Fetched, Handle, Host, HostParts, INBOX_MAX, IncomingSnapshot, LinkTraffic,
     NotDone, ValueTraffic, Workers,

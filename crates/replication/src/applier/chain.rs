@@ -101,6 +101,19 @@ impl Chain {
         Self { digest: *digest.finalize().as_bytes(), ..Self::begin(index, copied) }
     }
 
+    /// At this entry a shard was merged into this one, which had this chain, and whose machine had this own state. So
+    /// whether its replicas differed can be seen in this chain, too.
+    pub(super) fn merge(&mut self, index: LogIndex, theirs: Option<&Self>, system: &[u8]) {
+        let mut digest = blake3::Hasher::new_keyed(&self.digest);
+        digest.update(&index.0.to_be_bytes());
+        digest.update(&theirs.map_or([0; 32], |theirs| theirs.digest));
+        digest.update(system);
+        self.digest = *digest.finalize().as_bytes();
+        if theirs.is_none_or(|theirs| theirs.copied.is_some()) {
+            self.copied = Some(index);
+        }
+    }
+
     /// An entry has changed the state: in one pass over what it wrote.
     pub(super) fn add(&mut self, index: LogIndex, writes: &WriteSet, outcomes: &[Bytes]) {
         let written = writes.iter().map(|(key, value)| 16 + key.len() + value.as_ref().map_or(0, |value| value.len()));

@@ -184,9 +184,16 @@ impl<T> Core<T> {
         self.checkpoint_if_due(id, effects);
     }
 
-    /// Builds the checkpoint of a frozen memtable, in the format in force.
-    fn build_of(&self, replica: ReplicaId) -> Background {
-        Background::Build { replica, format: CheckpointFormat::of(self.cluster_version) }
+    /// Builds the checkpoint of a frozen memtable, in the format in force, or the one that merges need.
+    fn build_of(&self, id: ReplicaId) -> Background {
+        let is_in_merge = |replica: &Replica<T>| {
+            replica.descriptor.is_frozen()
+                || replica.splitting.as_ref().is_some_and(|splitting| splitting.merging.is_some())
+        };
+        let format = CheckpointFormat::of(self.cluster_version);
+        let is_in_merge = self.replicas.get(&id).is_some_and(|replica| is_in_merge(replica));
+        let format = if is_in_merge { format.max(CheckpointFormat::Manifests) } else { format };
+        Background::Build { replica: id, format }
     }
 
     pub(super) fn on_frozen(&mut self, id: ReplicaId, frozen: bool, effects: &mut Effects<T>) {
@@ -222,9 +229,7 @@ impl<T> Core<T> {
         split: Option<Box<Checkpoint>>,
         effects: &mut Effects<T>,
     ) {
-        let Some(group) = self.raft.group(id) else { return };
-        let Some(replica) = self.replicas.get_mut(&id) else { return };
-        if replica.checkpointing != Checkpointing::Building {
+        if self.replicas.get(&id).is_none_or(|replica| replica.checkpointing != Checkpointing::Building) {
             return;
         }
         let Some(checkpoint) = checkpoint else {
@@ -232,6 +237,9 @@ impl<T> Core<T> {
             effects.background.push(self.build_of(id));
             return;
         };
+        let Some(checkpoint) = self.with_merged_tables(id, checkpoint, effects) else { return };
+        let Some(group) = self.raft.group(id) else { return };
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
         replica.compacted = false;
         let tail = if std::mem::take(&mut replica.releases_log) { Tail::Released } else { Tail::Kept };
         let truncate = truncation(group, replica, checkpoint.position.index, tail, &self.config);
@@ -248,6 +256,7 @@ impl<T> Core<T> {
         if let Some(split) = split {
             self.create_split_off(id, *split, effects);
         }
+        self.destroy_merged(id, effects);
     }
 
     pub(super) fn on_checkpointed(
@@ -259,10 +268,14 @@ impl<T> Core<T> {
     ) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         replica.checkpoint = checkpoint.position.index;
+        replica.note_checkpoint(&checkpoint);
         replica.checkpointing = Checkpointing::Installing;
         replica.entry_bytes.forget(truncate.0);
         replica.log_refs.truncated(id, truncate.0, effects);
         self.schedule.changed.insert(id);
+        if self.open_merged(id, &checkpoint, truncate, effects) {
+            return;
+        }
         effects.background.push(Background::InstallCheckpoint { replica: id, checkpoint: checkpoint.clone() });
         let input = consensus::Input::Checkpointed { replica: id, checkpoint, truncate: Some(truncate) };
         self.raft.step(input, &mut self.raft_effects);

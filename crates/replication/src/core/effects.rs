@@ -6,8 +6,8 @@ use bytes::Bytes;
 use flotilla_consensus::{GroupError, GroupStatus, ShardChange};
 use flotilla_storage::{CountAhead, ReplicaWrite, StateReader, Usage};
 use flotilla_types::{
-    Checkpoint, CheckpointFormat, ClusterVersion, ConfState, Entry, Folding, Holder, Incarnation, LogIndex, Message,
-    NodeId, ObjectId, ObjectRef, ReplicaId, ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
+    Checkpoint, CheckpointFormat, ClusterVersion, ConfState, Entry, Epoch, Folding, Holder, Incarnation, LogIndex,
+    Message, NodeId, ObjectId, ObjectRef, ReplicaId, ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
 };
 
 use super::{Answer, Done, NodeHeartbeat, Request};
@@ -100,6 +100,8 @@ pub enum ApplyTask<T> {
         descriptor: Arc<ShardDescriptor>,
         /// The callers that wait for the commands of an entry, in order.
         waiters: Vec<(LogIndex, Vec<T>)>,
+        /// For a merge: the checkpoint of the replica here that is merged into this one. Without it the entry fails.
+        source: Option<Box<Checkpoint>>,
     },
     /// Answer queries from the records applied by now.
     Read {
@@ -345,6 +347,8 @@ pub struct ReplicaStatus {
     pub version: Option<ClusterVersion>,
     /// The last entry that its durable checkpoint covers.
     pub checkpoint: LogIndex,
+    /// The shard's epoch in that checkpoint, if the shard is frozen there.
+    pub frozen: Option<Epoch>,
     /// Memory and disk that its records take.
     pub usage: Usage,
     /// Whether it needs objects that are damaged.

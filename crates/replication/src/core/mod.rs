@@ -16,6 +16,7 @@ mod handshake;
 mod input;
 mod lease;
 mod log_refs;
+mod merge;
 mod offers;
 mod outcome;
 mod pace;
@@ -31,7 +32,7 @@ mod upkeep;
 mod versions;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -101,6 +102,8 @@ pub struct Core<T> {
     /// refer to.
     being_destroyed: BTreeMap<ReplicaId, Vec<Holder>>,
     unborn: split::Unborn,
+    /// Replicas that were merged into others here, since the start.
+    merged: VecDeque<ReplicaId>,
     seed: u64,
     ticks: u64,
     now_ms: u64,
@@ -151,6 +154,7 @@ impl<T> Core<T> {
             damage_reported: BTreeSet::new(),
             being_destroyed: BTreeMap::new(),
             unborn: split::Unborn::default(),
+            merged: VecDeque::new(),
             seed,
             ticks: 0,
             now_ms: 0,
@@ -236,6 +240,7 @@ impl<T> Core<T> {
             }
             Input::Diverged { replica } => self.on_diverged(replica, effects),
             Input::Create { replica, descriptor, founding } => self.create(replica, descriptor, founding, effects),
+            Input::Destroy { replica } if self.is_being_merged(replica) => {}
             Input::Destroy { replica } => self.destroy(replica, effects),
             Input::TrustFolder => self.trust_folder(effects),
             Input::Change { shard, change } => {
@@ -372,6 +377,9 @@ impl<T> Core<T> {
 
     /// Creates a replica, if this node may not have forgotten it. A refused creation is requested again.
     fn create(&mut self, id: ReplicaId, descriptor: ShardDescriptor, founding: bool, effects: &mut Effects<T>) {
+        if self.was_merged(id) {
+            return;
+        }
         if self.being_destroyed.contains_key(&id) || self.log.is_tombstone(id) {
             // Whoever wants it must want another one.
             let replicas = vec![(descriptor.shard, id)];

@@ -1,6 +1,6 @@
 //! Turns what the Raft groups are ready to do into effects for the shell.
 
-use flotilla_consensus::{self as consensus, CommittedEntries, Persist, Role, RoleChange};
+use flotilla_consensus::{self as consensus, CommittedEntries, Persist, Role, RoleChange, ShardChange};
 use flotilla_storage::ReplicaWrite;
 use flotilla_types::{EntryKind, LogIndex, Message, ShardId, WalSequence};
 
@@ -168,6 +168,11 @@ impl<T> Core<T> {
             replica.checkpoint_wanted = true;
             self.schedule.checkpoints.insert(id);
         }
+        if matches!(committed.shard_change, Some(ShardChange::Freeze(_))) {
+            // The merge waits for a durable checkpoint of every replica.
+            replica.checkpoint_wanted = true;
+            self.schedule.checkpoints.insert(id);
+        }
         let before = committed.shard_change.is_some().then(|| replica.descriptor.clone());
         if last.kind != EntryKind::Normal {
             let is_changed = replica.descriptor != committed.descriptor;
@@ -196,6 +201,7 @@ impl<T> Core<T> {
             conf: committed.conf,
             descriptor: committed.descriptor,
             waiters,
+            source: None,
         };
         match before {
             Some(before) => self.hand_over_committed(id, task, &before, effects),

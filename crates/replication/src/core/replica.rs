@@ -174,14 +174,18 @@ pub(super) struct Replica<T> {
     pub(super) receives: Option<LogIndex>,
     /// The snapshots that its followers were offered, if it leads.
     pub(super) offers: BTreeMap<ReplicaId, Offer>,
-    /// `None` if its shard was not split since the start.
+    /// Its durable checkpoint, if its shard was frozen there to be merged.
+    pub(super) frozen: Option<Box<Checkpoint>>,
+    /// The replica here that it is being merged into, or was to be.
+    pub(super) merges_into: Option<ReplicaId>,
+    /// `None` if its shard was neither split nor merged since the start.
     pub(super) splitting: Option<Box<Splitting<T>>>,
 }
 
 impl<T> Replica<T> {
     pub(super) fn new(state: &ReplicaLog, recovered: bool) -> Self {
         let index = state.checkpoint.position.index;
-        Self {
+        let mut replica = Self {
             shard: state.shard,
             unverified: recovered,
             recovered,
@@ -230,8 +234,12 @@ impl<T> Replica<T> {
             installing: false,
             receives: None,
             offers: BTreeMap::new(),
+            frozen: None,
+            merges_into: None,
             splitting: None,
-        }
+        };
+        replica.note_checkpoint(&state.checkpoint);
+        replica
     }
 
     pub(super) fn leads(&self) -> bool {
@@ -260,10 +268,11 @@ impl<T> Replica<T> {
             || self.usage.active_bytes + self.usage.frozen_bytes > 4 * config.memtable_bytes_max
     }
 
-    /// Why a request must be routed again. A later range epoch than this replica's is no reason: the replica
-    /// lags. If it leads, it applies what it lacks before the request.
+    /// Why a request must be routed again. A frozen shard serves none. A later range epoch than this replica's is no
+    /// reason: the replica lags. If it leads, it applies what it lacks before the request.
     pub(super) fn outdated(&self, request: &Request<T>) -> Option<RequestError> {
-        let outdated = request.range_epoch.is_some_and(|epoch| epoch < self.descriptor.epoch.range);
+        let is_old = request.range_epoch.is_some_and(|epoch| epoch < self.descriptor.epoch.range);
+        let outdated = is_old || self.descriptor.is_frozen();
         let heirs = || self.splitting.iter().flat_map(|splitting| &splitting.heirs).cloned();
         outdated.then(|| RequestError::StaleEpoch {
             now: [(*self.descriptor).clone()].into_iter().chain(heirs()).collect(),

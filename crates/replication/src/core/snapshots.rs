@@ -112,6 +112,7 @@ impl<T> Core<T> {
         replica.receives = None;
         replica.compacted = false;
         replica.checkpoint = checkpoint.position.index;
+        replica.note_checkpoint(&checkpoint);
         self.schedule.changed.insert(id);
         let shard = replica.shard;
         effects.apply.push(ApplyTask::Open { replica: id, shard, checkpoint, replaces: true });

@@ -7,10 +7,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use flotilla_consensus::{Origin, ShardChange, Split};
+use flotilla_consensus::{Merge, Origin, ShardChange, Split};
 use flotilla_storage::ReplicaLog;
 use flotilla_types::{
-    Checkpoint, HardState, Holder, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
+    Checkpoint, Epoch, HardState, Holder, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
 };
 
 use super::{
@@ -22,14 +22,14 @@ use super::{
 const FIRST_TERM: Term = Term(2);
 /// Bytes in memory from which a leader checkpoints before it proposes a split: the new shard serves nothing while they
 /// are written.
-const FLUSH_BYTES_MIN: usize = 256 << 10;
+pub(super) const FLUSH_BYTES_MIN: usize = 256 << 10;
 /// Descriptors of split off shards that a replica remembers, for requests that were routed to itself.
 const HEIRS_MAX: usize = 8;
 /// New replicas whose messages are kept until they are created, and messages of each.
 const UNBORN_MAX: usize = 64;
 const UNBORN_MESSAGES_MAX: usize = 8;
 
-/// What a replica has to do with splits of its shard.
+/// What a replica has to do with splits and merges of its shard.
 pub(super) struct Splitting<T> {
     /// The split that is proposed when the checkpoint that is being made is there.
     asked: Option<Split>,
@@ -41,7 +41,12 @@ pub(super) struct Splitting<T> {
     proposed: Option<(Term, LogIndex)>,
     /// The one at which a checkpoint is being made.
     under_way: Option<Split>,
-    /// Tasks that wait for another checkpoint to end, from the entry of a split on.
+    /// The merge at which a checkpoint is being made.
+    pub(super) merging: Option<Merge>,
+    /// The epoch at which this replica has checkpointed before a step of a merge.
+    pub(super) flushed_at: Option<Epoch>,
+    /// Tasks that wait for a checkpoint to end: another one, from the entry of a split or a merge on, or the one at a
+    /// merge.
     held_back: VecDeque<ApplyTask<T>>,
     /// The shards that were split off, newest last.
     pub(super) heirs: Vec<ShardDescriptor>,
@@ -55,9 +60,24 @@ impl<T> Default for Splitting<T> {
             flushed: None,
             proposed: None,
             under_way: None,
+            merging: None,
+            flushed_at: None,
             held_back: VecDeque::new(),
             heirs: Vec::new(),
         }
+    }
+}
+
+impl<T> Splitting<T> {
+    /// The merges at which checkpoints are to be made.
+    pub(super) fn merges(&self) -> impl Iterator<Item = &Merge> {
+        self.merging.iter().chain(self.held_back.iter().filter_map(merge_of))
+    }
+
+    /// Hands over the tasks before the next one that makes a checkpoint.
+    fn release(&mut self, effects: &mut Effects<T>) {
+        let until = self.held_back.iter().position(makes_checkpoint).unwrap_or(self.held_back.len());
+        effects.apply.extend(self.held_back.drain(..until));
     }
 }
 
@@ -97,14 +117,16 @@ impl Unborn {
 }
 
 impl<T> Replica<T> {
-    fn splitting(&mut self) -> &mut Splitting<T> {
+    pub(super) fn splitting(&mut self) -> &mut Splitting<T> {
         self.splitting.get_or_insert_default()
     }
 
     /// Hands a task to the state machine, behind those that wait.
     pub(super) fn hand_over(&mut self, task: ApplyTask<T>, effects: &mut Effects<T>) {
         match &mut self.splitting {
-            Some(splitting) if !splitting.held_back.is_empty() => splitting.held_back.push_back(task),
+            Some(splitting) if splitting.merging.is_some() || !splitting.held_back.is_empty() => {
+                splitting.held_back.push_back(task);
+            }
             _ => effects.apply.push(task),
         }
     }
@@ -118,7 +140,20 @@ impl<T> Replica<T> {
     pub(super) fn end_split(&mut self) {
         if let Some(splitting) = &mut self.splitting {
             splitting.under_way = None;
+            splitting.merging = None;
         }
+    }
+}
+
+/// Whether a task waits until no other checkpoint of the replica is being made.
+fn makes_checkpoint<T>(task: &ApplyTask<T>) -> bool {
+    split_of(task).is_some() || merge_of(task).is_some()
+}
+
+fn merge_of<T>(task: &ApplyTask<T>) -> Option<&Merge> {
+    match task {
+        ApplyTask::Apply { shard_change: Some(ShardChange::Merge(merge)), .. } => Some(merge),
+        _ => None,
     }
 }
 
@@ -194,7 +229,8 @@ impl<T> Core<T> {
         }
     }
 
-    /// Hands committed entries to the state machine. Those that end in a split wait until no checkpoint is being made.
+    /// Hands committed entries to the state machine. Those that end in a split or a merge wait until no checkpoint is
+    /// being made.
     pub(super) fn hand_over_committed(
         &mut self,
         id: ReplicaId,
@@ -203,10 +239,25 @@ impl<T> Core<T> {
         effects: &mut Effects<T>,
     ) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
-        let Some(split) = split_of(&task) else {
+        if !makes_checkpoint(&task) {
             replica.hand_over(task, effects);
             return;
-        };
+        }
+        if let Some(split) = split_of(&task) {
+            self.expect_split_off(id, split, before);
+        }
+        if let Some(merge) = merge_of(&task) {
+            self.expect_merge(id, merge);
+        }
+        if let Some(replica) = self.replicas.get_mut(&id) {
+            replica.splitting().held_back.push_back(task);
+        }
+        self.resume_split(id, effects);
+    }
+
+    /// A split of this descriptor is committed: the new replica is about to be created.
+    fn expect_split_off(&mut self, id: ReplicaId, split: &Split, before: &ShardDescriptor) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
         if let (Some(child), true) = (split.child_of(id), self.unborn.expected.len() < UNBORN_MAX) {
             self.unborn.expected.entry(child).or_insert((id, Vec::new()));
         }
@@ -216,25 +267,27 @@ impl<T> Core<T> {
             splitting.heirs.remove(0);
         }
         splitting.heirs.extend(heir);
-        splitting.held_back.push_back(task);
-        self.resume_split(id, effects);
     }
 
-    /// Hands over what waits for a checkpoint to end, up to the next split.
+    /// Hands over what waits for a checkpoint to end, up to the next split, or the next merge.
     pub(super) fn resume_split(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         let is_idle = replica.checkpointing == Checkpointing::Idle;
         let Some(splitting) = replica.splitting.as_mut().filter(|_| is_idle) else { return };
-        let Some(first) = splitting.held_back.pop_front() else { return };
-        splitting.under_way = split_of(&first).cloned();
+        splitting.release(effects);
+        let Some(next) = splitting.held_back.pop_front() else { return };
+        splitting.under_way = split_of(&next).cloned();
+        splitting.merging = merge_of(&next).cloned();
         splitting.counted = None;
-        effects.apply.push(first);
-        let until = splitting.held_back.iter().position(|next| split_of(next).is_some());
-        let until = until.unwrap_or(splitting.held_back.len());
-        effects.apply.extend(splitting.held_back.drain(..until));
         replica.checkpointing = Checkpointing::Freezing;
         replica.checkpoint_wanted = false;
         replica.log_bytes = 0;
+        if splitting.merging.is_some() {
+            self.hand_over_merge(id, next, effects);
+        } else {
+            effects.apply.push(next);
+            splitting.release(effects);
+        }
         if !self.damaged.contains(&id) {
             self.schedule.checkpointing.insert(id);
         }

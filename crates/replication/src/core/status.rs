@@ -147,6 +147,7 @@ impl<T> Core<T> {
             applied: replica.applied,
             version: replica.version,
             checkpoint: replica.checkpoint,
+            frozen: replica.frozen.as_ref().map(|frozen| frozen.position.descriptor.epoch),
             usage: replica.usage,
             damaged: self.damaged.contains(&id),
         }

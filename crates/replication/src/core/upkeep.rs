@@ -76,7 +76,11 @@ impl<T> Core<T> {
     /// `false` if it must be tried again.
     fn propose_upkeep(&mut self, id: ReplicaId) -> bool {
         let Some(replica) = self.replicas.get_mut(&id).filter(|replica| replica.leads()) else { return true };
-        if !replica.may_propose() || !replica.inflight.is_empty() || replica.is_backlogged(&self.config) {
+        if replica.descriptor.is_frozen()
+            || !replica.may_propose()
+            || !replica.inflight.is_empty()
+            || replica.is_backlogged(&self.config)
+        {
             return false;
         }
         let timestamp = replica.clock.advance(self.wall_ms);

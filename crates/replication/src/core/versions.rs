@@ -76,7 +76,10 @@ impl<T> Core<T> {
             self.to_switch.remove(&id);
             return;
         };
-        if !replica.may_propose() || replica.inflight.len() >= self.config.entries_inflight_max {
+        if !replica.may_propose()
+            || replica.descriptor.is_frozen()
+            || replica.inflight.len() >= self.config.entries_inflight_max
+        {
             return;
         }
         if replica.switch_proposed == Some((replica.term, self.cluster_version)) {
@@ -100,10 +103,9 @@ impl<T> Core<T> {
             return;
         }
         let Some(id) = self.serving.get(&shard).copied() else { return };
-        if let ShardChange::Split(split) = change {
-            self.propose_split(id, split, effects);
-        } else if self.replicas.get(&id).is_some_and(|replica| replica.may_propose()) {
-            let _ = self.raft.propose_shard_change(id, change, &mut self.raft_effects);
+        match change {
+            ShardChange::Split(split) => self.propose_split(id, split, effects),
+            _ => self.propose_merge_step(id, change, effects),
         }
     }
 

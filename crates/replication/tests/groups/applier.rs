@@ -361,7 +361,15 @@ fn a_change_of_the_range_takes_effect_at_its_entry() {
             let callers = waiters.iter().flat_map(|(_, callers)| callers.clone()).collect::<Vec<_>>();
             let conf = Arc::new(ConfState::of_voters([REPLICA]));
             bench.index += entries.len() as u64;
-            bench.run(ApplyTask::Apply { replica: REPLICA, entries, shard_change: None, conf, descriptor, waiters });
+            bench.run(ApplyTask::Apply {
+                replica: REPLICA,
+                entries,
+                shard_change: None,
+                conf,
+                descriptor,
+                waiters,
+                source: None,
+            });
             callers
         };
         let put_entry = |index: u64, name: &str| {

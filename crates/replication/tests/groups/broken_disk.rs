@@ -169,8 +169,15 @@ fn what_only_a_newer_binary_knows_costs_no_replica_and_ends_the_node_if_the_meta
         let entry = Entry { index: LogIndex(2), term: Term(1), kind: EntryKind::Normal, data, context: Bytes::new() };
         let Position { conf, descriptor, .. } = checkpoint.position;
         let waiters = vec![(LogIndex(2), vec![7])];
-        let task =
-            ApplyTask::Apply { replica: REPLICA, entries: vec![entry], shard_change: None, conf, descriptor, waiters };
+        let task = ApplyTask::Apply {
+            replica: REPLICA,
+            entries: vec![entry],
+            shard_change: None,
+            conf,
+            descriptor,
+            waiters,
+            source: None,
+        };
         applier.run(0, task, &mut out);
         assert!(out.inputs.is_empty(), "{out:?}");
         assert!(matches!(out.replies[..], [(7, Err(RequestError::Unknown))]), "{out:?}");

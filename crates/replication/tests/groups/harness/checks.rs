@@ -105,8 +105,8 @@ impl Checks {
                             self.shard_changes.insert(entry.index);
                         }
                         Some(Ok(ShardChange::Fold { .. })) => drop(self.folds.insert(entry.index)),
-                        // This world has one shard.
-                        Some(Ok(ShardChange::Split(_)) | Err(_)) | None => {}
+                        // This world has one shard, which is neither split nor merged.
+                        Some(_) | None => {}
                     }
                     let found = (entry.term, entry.data.clone(), entry.context.clone());
                     let first = self.committed.entry((descriptor.shard, entry.index)).or_insert_with(|| found.clone());
