@@ -52,7 +52,8 @@ pub use objects::{
     PullReply, PullRequest, UPLOAD_BYTES_MAX, UPLOAD_OBJECTS_MAX, UploadReply, VALUE_REF_MEDIA_TYPE, put_frame,
 };
 pub use operations::{
-    MoveShard, OperationInfo, OperationList, OperationProgress, OperationVerb, SplitShard, UnknownOperationVerb,
+    MergeShards, MoveShard, OperationInfo, OperationList, OperationProgress, OperationVerb, SplitShard,
+    UnknownOperationVerb,
 };
 pub use operator::{NodeUpgrade, Setting, SettingList, SettingRequest, TokenInfo, TokenList, UpgradeStatus};
 pub use placement::{

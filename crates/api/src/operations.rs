@@ -1,4 +1,4 @@
-//! `GET /v1/cluster/operations`: what changes shards now, in the whole cluster; moves of replicas and splits of shards.
+//! `GET /v1/cluster/operations`: what changes shards now, in the whole cluster; moves of replicas, splits and merges of shards.
 
 use std::{fmt, str::FromStr};
 
@@ -30,14 +30,22 @@ pub struct SplitShard {
     pub encoding: Encoding,
 }
 
+/// Body of `POST /v1/cluster/shards/{id}/merge`. Answered by an [`OperationInfo`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeShards {
+    /// The right neighbour of the shard, which becomes part of it.
+    pub right: ShardId,
+}
+
 /// What can be done with an operation: the last segment of `POST /v1/cluster/operations/{id}/{verb}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OperationVerb {
-    /// It stops until it is resumed.
+    /// It stops until it is resumed. Merges do not.
     Pause,
     /// It goes on.
     Resume,
-    /// It is taken back: the shard keeps the replicas that it had. Splits are not cancelled.
+    /// It is taken back: the shard keeps the replicas that it had, or is not merged. Splits are not cancelled.
     Cancel,
 }
 
@@ -89,10 +97,10 @@ pub struct OperationList {
     pub silent: Vec<NodeId>,
 }
 
-/// A change of a shard. It is listed until it is done; the latest moves and splits that have ended can be shown by id.
+/// A change of a shard. It is listed until it is done; the latest moves, splits and merges that have ended can be shown by id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationInfo {
-    /// Of a move or a split, such as `op7`; of others kind, shard and replica, such as `add_replica.s4.r17`.
+    /// Of a move, a split or a merge, such as `op7`; of others kind, shard and replica, such as `add_replica.s4.r17`.
     pub id: String,
     /// What is done.
     pub kind: OperationKind,
@@ -121,6 +129,9 @@ pub struct OperationInfo {
     /// Encoding of `at`.
     #[serde(default, skip_serializing_if = "Encoding::is_default")]
     pub encoding: Encoding,
+    /// Of a merge, the shard that becomes part of the other one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub right: Option<ShardId>,
     /// Of a split in a hash collection, the bucket of that key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket: Option<u16>,
@@ -202,6 +213,7 @@ mod tests {
             node: Some(NodeId(3)),
             from: None,
             child: None,
+            right: None,
             at: None,
             encoding: Encoding::Utf8,
             bucket: None,

@@ -2,10 +2,10 @@
 
 use flotilla_api::{
     AuthorityStatus, ChangeCollection, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection,
-    DecisionList, DigestList, Event, EventList, KeyId, KeyInfo, KeyList, KeyReply, KeyRequest, MoveShard, NodeChange,
-    NodeVerb, OperationInfo, OperationList, OperationVerb, RebalanceRequest, ScrubReport, Setting, SettingList,
-    SettingRequest, ShardExplanation, ShardInfo, ShardList, SplitShard, TokenId, TokenInfo, TokenList, TokenReply,
-    TokenRequest, UpgradeStatus,
+    DecisionList, DigestList, Event, EventList, KeyId, KeyInfo, KeyList, KeyReply, KeyRequest, MergeShards, MoveShard,
+    NodeChange, NodeVerb, OperationInfo, OperationList, OperationVerb, RebalanceRequest, ScrubReport, Setting,
+    SettingList, SettingRequest, ShardExplanation, ShardInfo, ShardList, SplitShard, TokenId, TokenInfo, TokenList,
+    TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use reqwest::Method;
@@ -65,7 +65,16 @@ impl Client {
         self.call(Call::write(Method::POST, path).json(request)).await?.json()
     }
 
-    /// Pauses, resumes or cancels a move, or pauses or resumes a split.
+    /// Begins to merge a shard's right neighbour into it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn merge_shards(&self, left: ShardId, request: MergeShards) -> Result<OperationInfo, ClientError> {
+        let path = format!("/v1/cluster/shards/{left}/merge");
+        self.call(Call::write(Method::POST, path).json(&request)).await?.json()
+    }
+
+    /// Pauses, resumes or cancels a move, pauses or resumes a split, or cancels a merge.
     ///
     /// # Errors
     /// See [`ClientError`].

@@ -140,7 +140,7 @@ pub trait Admin: Send + Sync + 'static {
     /// What changes shards now: the reports of all nodes that answer soon.
     fn operations(&self, deadline: Instant) -> AdminFuture<'_, OperationList>;
 
-    /// A move of a replica or a split of a shard, as far as all nodes that answer soon know: one under way, or one of the latest that have
+    /// A move of a replica, a split or a merge of shards, as far as all nodes that answer soon know: one under way, or one of the latest that have
     /// ended.
     fn operation(&self, operation: OperationId, deadline: Instant) -> AdminFuture<'_, OperationInfo>;
 
@@ -150,7 +150,10 @@ pub trait Admin: Send + Sync + 'static {
     /// Begins to split a shard in two, in the middle unless the first key of the new shard is given.
     fn split_shard(&self, shard: ShardId, at: Option<Bytes>, deadline: Instant) -> AdminFuture<'_, OperationInfo>;
 
-    /// Pauses, resumes or cancels a move, or pauses or resumes a split.
+    /// Begins to merge a shard's right neighbour into it.
+    fn merge_shards(&self, left: ShardId, right: ShardId, deadline: Instant) -> AdminFuture<'_, OperationInfo>;
+
+    /// Pauses, resumes or cancels a move, pauses or resumes a split, or cancels a merge.
     fn change_operation(
         &self,
         operation: OperationId,

@@ -375,6 +375,7 @@ impl Cluster {
         self.members.push(Member {
             node,
             child: None,
+            right: None,
             binary: None,
             variables: Vec::new(),
             disk,

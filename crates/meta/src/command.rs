@@ -228,6 +228,23 @@ pub enum MetaCommand {
         /// Why.
         reason: OperationReason,
     },
+    /// Plans to merge a shard's right neighbour into it, and records that as an operation. Both have replicas on the same
+    /// nodes. The left shard's log decides whether they are merged. Answered by [`MetaReply::Operation`].
+    MergeShards {
+        /// The left shard, and the epoch of the recorded descriptor on which the decision is based.
+        left: (ShardId, Epoch),
+        /// The right one, in the same way.
+        right: (ShardId, Epoch),
+    },
+    /// A replica of the right shard of a planned merge has its durable checkpoint where the shard was frozen for it.
+    ReportFrozen {
+        /// The left shard.
+        left: ShardId,
+        /// The right shard's epoch that the merge is planned for.
+        right_epoch: Epoch,
+        /// The replica.
+        replica: ReplicaId,
+    },
     /// Records a shard's new configuration or range. A range that ends where a split of the shard is planned ends
     /// that operation, and creates the record of the new shard.
     ReportShard {
@@ -537,6 +554,31 @@ pub enum MetaRefusal {
     /// The shard holds data of the cluster itself.
     #[error("{0} holds data of the cluster itself, which is not split")]
     NotSplittable(ShardId),
+    /// The shards do not follow each other in one collection of users. Name two that do.
+    #[error("{right} is not the right neighbour of {left} in one collection")]
+    NotNeighbours {
+        /// The left shard.
+        left: ShardId,
+        /// The right one.
+        right: ShardId,
+    },
+    /// Shards that are to be merged have replicas on different nodes. Move them first.
+    #[error(
+        "{shard} has no replica on {node}, where the other shard has one: move replicas of one of them until both are \
+         on the same nodes"
+    )]
+    ReplicasApart {
+        /// The shard without a replica there.
+        shard: ShardId,
+        /// The node.
+        node: NodeId,
+    },
+    /// The shard takes part in a merge. Wait for it.
+    #[error("{0} merges the shard already")]
+    MergePlanned(OperationId),
+    /// Merges do not pause.
+    #[error("{0} merges shards, which cannot pause; it can be cancelled")]
+    OperationNotPaused(OperationId),
     /// No such setting.
     #[error("there is no such setting")]
     UnknownSetting,

@@ -35,8 +35,8 @@ pub use follower::{FeedError, MetaFollower};
 pub use machine::{MetaMachine, Publish};
 pub use operation::{OperationChange, OperationReason, OperationRecord, OperationState, OperationWork};
 pub use records::{
-    Addresses, AuthorityRecord, KeyId, KeyRecord, NodeRecord, NodeRole, NodeStart, NodeState, PlannedSplit,
-    PreparedAuthority, ShardRecord, TokenId, TokenRecord,
+    Addresses, AuthorityRecord, KeyId, KeyRecord, NodeRecord, NodeRole, NodeStart, NodeState, PlannedMerge,
+    PlannedSplit, PreparedAuthority, ShardRecord, TokenId, TokenRecord,
 };
 pub use settings::Setting;
 pub use state::{MetaState, ReplicaStatus};

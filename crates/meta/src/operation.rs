@@ -1,4 +1,4 @@
-//! Operations that the metadata records: moves of replicas and splits of shards, with their reasons and how they
+//! Operations that the metadata records: moves of replicas, splits and merges of shards, with their reasons and how they
 //! stand.
 //!
 //! Invariants: plain data; the rules are in `apply`. How far a running operation is, only the nodes know: that
@@ -35,7 +35,7 @@ impl OperationRecord {
     pub fn moved(&self) -> Option<(PlanReplica, PlanReplica)> {
         match self.work {
             OperationWork::Move { from, to } => Some((from, to)),
-            OperationWork::Split { .. } => None,
+            OperationWork::Split { .. } | OperationWork::Merge { .. } => None,
         }
     }
 }
@@ -56,6 +56,11 @@ pub enum OperationWork {
         at: Bytes,
         /// The new shard.
         child: ShardId,
+    },
+    /// Merges the right neighbour into the shard.
+    Merge {
+        /// The right neighbour.
+        right: ShardId,
     },
 }
 
@@ -111,11 +116,11 @@ pub enum OperationState {
     Running,
     /// It waits for an operator.
     Paused,
-    /// The shard has the new replica, and not the old one; or it was split.
+    /// The shard has the new replica, and not the old one; or it was split, or merged.
     Done,
     /// An operator has taken it back.
     Cancelled,
-    /// A later decision has taken its place, or its shard was dropped.
+    /// A later decision has taken its place, or its shard was dropped; or its shards could not be merged.
     Superseded,
 }
 
@@ -130,7 +135,7 @@ impl OperationState {
 /// What an operator may do with an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OperationChange {
-    /// Stop until it is resumed. Configurations that are half changed are completed first.
+    /// Stop until it is resumed. Configurations that are half changed are completed first. Merges do not pause.
     Pause,
     /// Go on.
     Resume,

@@ -7,8 +7,8 @@ use std::{collections::BTreeSet, fmt};
 use bytes::Bytes;
 use flotilla_placement::PlanReplica;
 use flotilla_types::{
-    ClusterVersion, CollectionId, Incarnation, Locality, LogIndex, NodeId, OperationId, ReplicaId, Role,
-    ShardDescriptor, ShardId, Term, VersionRange,
+    ClusterVersion, CollectionId, Epoch, Incarnation, KeyRange, Locality, LogIndex, NodeId, OperationId, ReplicaId,
+    Role, ShardDescriptor, ShardId, Term, VersionRange,
 };
 
 /// A node's addresses, each as `host:port`.
@@ -172,6 +172,8 @@ pub struct ShardRecord {
     pub parent: Option<ShardId>,
     /// How it is to be split.
     pub split: Option<PlannedSplit>,
+    /// How its right neighbour is to be merged into it.
+    pub merge: Option<PlannedMerge>,
 }
 
 /// A split of a shard that the shard has not reported yet.
@@ -186,6 +188,35 @@ pub struct PlannedSplit {
     pub replicas: Vec<(ReplicaId, ReplicaId)>,
     /// The operation.
     pub operation: OperationId,
+}
+
+/// How a shard's right neighbour is to be merged into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedMerge {
+    /// The right neighbour.
+    pub right: ShardId,
+    /// The shard's epoch that it is for. With another one the shard's log has decided.
+    pub epoch: Epoch,
+    /// The right neighbour's epoch that it is for: the one in which it is frozen comes next.
+    pub right_epoch: Epoch,
+    /// The right neighbour's keys.
+    pub right_range: KeyRange,
+    /// Each voter with that of the right neighbour on its node. In the order of the voters' ids.
+    pub replicas: Vec<(ReplicaId, ReplicaId)>,
+    /// Those of the right neighbour that have a durable checkpoint where it was frozen, by id.
+    pub frozen: Vec<ReplicaId>,
+    /// An operator has taken it back.
+    pub is_cancelled: bool,
+    /// The operation.
+    pub operation: OperationId,
+}
+
+impl PlannedMerge {
+    /// Whether each replica of the right neighbour has what is to be merged, durable.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.replicas.iter().all(|(_, right)| self.frozen.contains(right))
+    }
 }
 
 impl ShardRecord {

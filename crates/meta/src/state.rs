@@ -11,8 +11,8 @@ use flotilla_placement::Collection;
 use flotilla_types::{ClusterId, ClusterVersion, CollectionId, NodeId, OperationId, ReplicaId, ShardId, VersionRange};
 
 use crate::{
-    AuthorityRecord, KeyId, KeyRecord, NodeRecord, OperationRecord, OperationState, PlannedSplit, Setting, ShardRecord,
-    TokenId, TokenRecord,
+    AuthorityRecord, KeyId, KeyRecord, NodeRecord, OperationRecord, OperationState, PlannedMerge, PlannedSplit,
+    Setting, ShardRecord, TokenId, TokenRecord,
 };
 
 /// All metadata at one version.
@@ -33,6 +33,8 @@ pub struct MetaState {
     pub(crate) ended: Map<OperationId, ()>,
     /// The shards that have ids and no records yet, with the shards that they are to be split off. Not stored.
     pub(crate) unborn: Map<ShardId, ShardId>,
+    /// The shards that are to be merged into their left neighbours, with these. Not stored.
+    pub(crate) merging: Map<ShardId, ShardId>,
 }
 
 /// Identity, version, and the next ids to allocate.
@@ -275,6 +277,18 @@ impl MetaState {
     /// The shards of which a split is planned. Visits those alone.
     pub fn splitting(&self) -> impl Iterator<Item = (ShardId, &PlannedSplit)> {
         self.unborn.values().filter_map(|parent| Some((*parent, self.shard(*parent)?.split.as_ref()?)))
+    }
+
+    /// The planned merge in which a shard takes part, as the left one or as the right one, with the left one.
+    #[must_use]
+    pub fn merge_with(&self, shard: ShardId) -> Option<(ShardId, &PlannedMerge)> {
+        let left = self.merging.get(&shard).copied().unwrap_or(shard);
+        Some((left, self.shard(left)?.merge.as_ref()?))
+    }
+
+    /// The planned merges, with their left shards. Visits those alone.
+    pub fn merges(&self) -> impl Iterator<Item = (ShardId, &PlannedMerge)> {
+        self.merging.values().filter_map(|left| Some((*left, self.shard(*left)?.merge.as_ref()?)))
     }
 
     /// The replicas that planned splits will leave on this node, with their shards, which have no records yet. Visits

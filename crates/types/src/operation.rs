@@ -20,23 +20,26 @@ pub enum OperationKind {
     MoveReplica,
     /// A shard is split in two. Recorded by the metadata.
     SplitShard,
+    /// A shard's right neighbour is merged into it. Recorded by the metadata.
+    MergeShards,
 }
 
 impl OperationKind {
     /// Every kind.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::AddReplica,
         Self::RemoveReplica,
         Self::TransferLeader,
         Self::ReceiveSnapshot,
         Self::MoveReplica,
         Self::SplitShard,
+        Self::MergeShards,
     ];
 
-    /// Whether the metadata records it, so that it has an id of its own and can be paused.
+    /// Whether the metadata records it, so that it has an id of its own and can be changed.
     #[must_use]
     pub const fn is_recorded(self) -> bool {
-        matches!(self, Self::MoveReplica | Self::SplitShard)
+        matches!(self, Self::MoveReplica | Self::SplitShard | Self::MergeShards)
     }
 
     /// Its name, the same in JSON.
@@ -49,6 +52,7 @@ impl OperationKind {
             Self::ReceiveSnapshot => "receive_snapshot",
             Self::MoveReplica => "move_replica",
             Self::SplitShard => "split_shard",
+            Self::MergeShards => "merge_shards",
         }
     }
 }
@@ -92,11 +96,15 @@ pub enum OperationPhase {
     Superseded,
     /// The shard's leader is to write the split into the shard's log, or has done so and is to report it.
     Splitting,
+    /// The right shard is to give its keys up, or has done so, and the left one is to take them over.
+    Merging,
+    /// The shards are not merged: the right one is to get its keys back, if it had given them up.
+    Aborting,
 }
 
 impl OperationPhase {
     /// Every phase.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Waiting,
         Self::ReceivingSnapshot,
         Self::CatchingUp,
@@ -111,6 +119,8 @@ impl OperationPhase {
         Self::Cancelled,
         Self::Superseded,
         Self::Splitting,
+        Self::Merging,
+        Self::Aborting,
     ];
 
     /// Its name, the same in JSON.
@@ -131,6 +141,8 @@ impl OperationPhase {
             Self::Cancelled => "cancelled",
             Self::Superseded => "superseded",
             Self::Splitting => "splitting",
+            Self::Merging => "merging",
+            Self::Aborting => "aborting",
         }
     }
 }

@@ -19,7 +19,7 @@ use flotilla_meta::{MetaCommand, MetaState, ReplicaStatus, ShardRecord};
 use flotilla_replication::{Follower, LostReason, ReplicaStatus as HostedReplica, Replicas, Role};
 use flotilla_types::{NodeId, ReplicaId, ReplicaRole, ShardId};
 
-use super::{Action, Outcome, Reconciler, View, last_look::LastLook, step::is_caught_up};
+use super::{Action, Outcome, Reconciler, View, last_look::LastLook, merges, step::is_caught_up};
 
 /// Minimum time between two transfers of a shard's leadership away from damage here: should the others be
 /// damaged too, it goes around slowly. Milliseconds.
@@ -28,6 +28,11 @@ const TRANSFER_AGAIN_MS: u64 = 5_000;
 /// Minimum time between two replacements of a shard's replica here, so that one that always fails costs
 /// little. Milliseconds.
 const REPLACE_AGAIN_MS: u64 = 10_000;
+
+/// Interval of passes, in milliseconds.
+const IDLE_MS: u64 = 200;
+/// Interval while shards are being merged, in milliseconds: keys wait for the next step.
+const MERGING_MS: u64 = 20;
 
 /// Replicas that this node may no longer use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +57,8 @@ pub struct Lifecycle {
     /// Shards of whose replicas here one is lost or damaged, is to be created or destroyed, or is newer than the
     /// metadata.
     unsettled: BTreeSet<ShardId>,
+    /// Whether shards are being merged somewhere, as of the last pass.
+    merging: bool,
 }
 
 /// How far the data folder can be trusted.
@@ -123,7 +130,9 @@ impl Lifecycle {
                 }
                 Some((record, replica)) if !is_here(view.replicas, shard, replica) => {
                     settled = false;
-                    if !self.comes_of_split(view.replicas, record) {
+                    // It was here when the merge was planned, and may have been merged since.
+                    let is_merged = view.meta.merge_with(shard).is_some_and(|(left, _)| left != shard);
+                    if !is_merged && !self.comes_of_split(view.replicas, record) {
                         let founding = record.is_initial(replica);
                         let descriptor = if founding { &record.initial } else { &record.descriptor };
                         actions.push(Action::Create { replica, descriptor: descriptor.clone(), founding });
@@ -137,7 +146,7 @@ impl Lifecycle {
                 if here.damaged && !self.lost.contains(&here.replica) {
                     repairs.extend(self.repair(view, here));
                 }
-                if status == ReplicaStatus::Obsolete {
+                if status == ReplicaStatus::Obsolete && !merges::is_needed(view.meta, view.replicas, here) {
                     destructions.push(Action::Destroy { replica: here.replica });
                 }
             }
@@ -204,7 +213,7 @@ fn is_here(here: &Replicas, shard: ShardId, replica: ReplicaId) -> bool {
 
 impl Reconciler for Lifecycle {
     fn interval_ms(&self) -> u64 {
-        200
+        if self.merging { MERGING_MS } else { IDLE_MS }
     }
 
     fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
@@ -212,7 +221,14 @@ impl Reconciler for Lifecycle {
         self.replaced.retain(|_, at_ms| *at_ms + REPLACE_AGAIN_MS > view.now_ms);
         self.transferred.retain(|_, at_ms| *at_ms + TRANSFER_AGAIN_MS > view.now_ms);
         match std::mem::take(&mut self.folder) {
-            Folder::Complete => self.compare(view),
+            Folder::Complete => {
+                let mut actions = self.compare(view);
+                self.merging = view.meta.merges().next().is_some();
+                if self.merging {
+                    actions.append(&mut merges::reports(view.meta, view.me.node, view.replicas));
+                }
+                actions
+            }
             Folder::RolledBack => {
                 self.folder = Folder::RolledBack;
                 vec![Action::FetchMeta]

@@ -20,6 +20,7 @@ mod last_look;
 mod leader_changes;
 mod leaders;
 mod lifecycle;
+mod merges;
 mod operations;
 #[cfg(test)]
 mod passes_tests;

@@ -146,6 +146,7 @@ impl Leading {
             self.paused = view.meta.paused().map(|operation| operation.shard).collect();
         }
         let splitting = view.meta.splitting().map(|(shard, _)| shard);
+        let splitting = splitting.chain(view.meta.merges().flat_map(|(left, merge)| [left, merge.right]));
         self.planning
             .set_pinned(splitting.chain(placed_by_operator(view)).chain(self.paused.iter().copied()).collect());
         self.meta = view.meta.clone();

@@ -16,7 +16,8 @@ use flotilla_replication::{ConfChange, ReplicaStatus, ShardChange, Split};
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
 use super::{
-    Action, Operations, Outcome, Reconciler, ShardStep, View, last_look::LastLook, next_shard_step, operations::Tracker,
+    Action, Operations, Outcome, Reconciler, ShardStep, View, last_look::LastLook, merges, next_shard_step,
+    operations::Tracker,
 };
 
 /// Interval after a pass with actions, in milliseconds.
@@ -94,7 +95,9 @@ impl Reconciler for ShardsLed {
                 continue;
             };
             let changes = self.operations.observe(replica, group, &record.intent, gives_up, view.wall_ms);
-            let unreported = replica.descriptor.epoch > record.descriptor.epoch;
+            // The keys of a shard that is frozen are nobody's until it is merged or has them again.
+            let is_frozen = replica.descriptor.is_frozen();
+            let unreported = replica.descriptor.epoch > record.descriptor.epoch && !is_frozen;
             let may_lead = |node| {
                 let is_active = view.meta.node(node).is_some_and(|node| node.state == AdminState::Active);
                 // A suspect counts: a step names only replicas that answer the leader.
@@ -102,13 +105,18 @@ impl Reconciler for ShardsLed {
             };
             let paused = paused_replicas(view.meta, shard);
             let next = next_shard_step(replica.replica, view.me.node, group, &record.intent, &paused, may_lead);
-            let must_wait = unreported && next != ShardStep::Change(ConfChange::LeaveJoint);
-            if changes || unreported || next != ShardStep::Nothing || record.split.is_some() {
+            let must_wait = is_frozen || unreported && next != ShardStep::Change(ConfChange::LeaveJoint);
+            let is_planned = record.split.is_some() || view.meta.merge_with(shard).is_some();
+            if changes || unreported || next != ShardStep::Nothing || is_planned {
                 self.unsettled.insert(shard);
             }
             if next == ShardStep::Nothing && !unreported {
                 let split = planned_split(view.meta, replica, record);
                 actions.extend(split.map(|change| Action::ChangeShard { shard, change }));
+            }
+            if !unreported {
+                let merge = merges::next_change(view.meta, replica, view.wall_ms);
+                actions.extend(merge.map(|change| Action::ChangeShard { shard, change }));
             }
             match next {
                 _ if must_wait => {}

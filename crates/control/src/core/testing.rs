@@ -19,7 +19,7 @@ use super::{Action, ClusterView, LocalNode, Reconciler, View};
 const TOKEN: TokenId = TokenId(1);
 const SECRET: [u8; 32] = [1; 32];
 /// The time of every metadata command, in Unix milliseconds.
-const THEN_MS: u64 = 1_000;
+pub(crate) const THEN_MS: u64 = 1_000;
 
 pub(crate) fn node(id: u64) -> NodeId {
     NodeId(id)
@@ -175,6 +175,14 @@ impl Meta {
         self.state().shard(shard).and_then(|record| Some(record.split.as_ref()?.child)).expect("a planned split")
     }
 
+    /// Plans the merge of two shards, and puts what that needs in force.
+    pub(crate) fn plan_merge(&mut self, left: ShardId, right: ShardId) {
+        (2..=ClusterVersion::MERGES.0).for_each(|version| self.raise_to(ClusterVersion(version)));
+        let state = self.state();
+        let of = |shard| (shard, state.shard(shard).expect("a shard").descriptor.epoch);
+        self.apply(&MetaCommand::MergeShards { left: of(left), right: of(right) });
+    }
+
     /// The shard has been split as planned. Returns its descriptor after that.
     pub(crate) fn report_split(&mut self, shard: ShardId) -> ShardDescriptor {
         let state = self.state();
@@ -258,6 +266,7 @@ pub(crate) fn replica(shard: u64, id: u64) -> ReplicaStatus {
         applied: LogIndex(0),
         version: None,
         checkpoint: LogIndex(0),
+        frozen: None,
         usage: flotilla_storage::Usage::default(),
         damaged: false,
     }

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use flotilla_api::{
     AuthorityStatus, ChangeCollection, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection,
     DECISIONS_DEFAULT, DECISIONS_MAX, DIGEST_SHARDS_MAX, DecisionList, DigestList, InvalidKeyId, InvalidTokenId, KeyId,
-    KeyList, KeyReply, KeyRequest, MoveShard, NodeChange, NodeList, NodeVerb, OperationInfo, OperationList,
-    OperationVerb, ProblemType, RebalanceRequest, ScrubReport, Setting, SettingList, SettingRequest, ShardExplanation,
-    ShardInfo, ShardList, SplitShard, TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb,
+    KeyList, KeyReply, KeyRequest, MergeShards, MoveShard, NodeChange, NodeList, NodeVerb, OperationInfo,
+    OperationList, OperationVerb, ProblemType, RebalanceRequest, ScrubReport, Setting, SettingList, SettingRequest,
+    ShardExplanation, ShardInfo, ShardList, SplitShard, TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb,
     UnknownOperationVerb, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
@@ -84,8 +84,9 @@ pub(super) async fn operation(State(app): State<App>, request: Request) -> Resul
 pub(super) async fn change_operation(State(app): State<App>, request: Request) -> Result<Json<OperationInfo>, Refusal> {
     let (id, verb) = id_and_verb(&request)?;
     let verb: OperationVerb = verb.parse().map_err(|error: UnknownOperationVerb| invalid(error.to_string()))?;
-    let id =
-        id.parse().map_err(|_| invalid("only moves and splits can be changed: their ids are `op` and a number"))?;
+    let id = id
+        .parse()
+        .map_err(|_| invalid("only moves, splits and merges can be changed: their ids are `op` and a number"))?;
     Ok(Json(app.admin.change_operation(id, verb, deadline(request.headers())?.into_std()).await?))
 }
 
@@ -111,6 +112,16 @@ pub(super) async fn split_shard(State(app): State<App>, request: Request) -> Res
         Some(child) => format!("{}: into {child}", operation.id),
         None => operation.id.clone(),
     };
+    Ok(audit::with_detail(Json(operation), detail))
+}
+
+/// `POST /v1/cluster/shards/{id}/merge`.
+pub(super) async fn merge_shards(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    let left = shard_id(&id_and_verb(&request)?.0)?;
+    let deadline = deadline(request.headers())?;
+    let MergeShards { right } = body::read_json(&app, request, deadline).await?;
+    let operation: OperationInfo = app.admin.merge_shards(left, right, deadline.into_std()).await?;
+    let detail = format!("{}: {right} into {left}", operation.id);
     Ok(audit::with_detail(Json(operation), detail))
 }
 

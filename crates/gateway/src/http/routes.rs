@@ -148,6 +148,12 @@ fn table() -> Vec<Route> {
             post(cluster::split_shard),
         ),
         route(
+            "/v1/cluster/shards/{id}/merge",
+            &[("/v1/cluster/shards/{id}/merge", &["post"])],
+            Rights::OPERATE,
+            post(cluster::merge_shards),
+        ),
+        route(
             "/v1/cluster/scrub",
             &[("/v1/cluster/scrub", &["get", "post"])],
             Rights::OPERATE,

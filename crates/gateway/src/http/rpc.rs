@@ -198,6 +198,14 @@ struct CreateShard {
     encoding: Encoding,
 }
 
+/// As the body of the request over HTTP, with the left shard.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MergeTwo {
+    shard: ShardId,
+    right: ShardId,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NoParameters {}
@@ -220,6 +228,7 @@ fn right_of(method: &str) -> Right {
         | "cluster.shard.create"
         | "cluster.shard.move"
         | "cluster.shard.split"
+        | "cluster.shard.merge"
         | "cluster.shard.rebalance" => Right::Operate,
         _ => Right::Inspect,
     }
@@ -280,6 +289,10 @@ async fn dispatch(
             let OneNode { id, force } = parse(parameters)?;
             let options = ChangeOptions { force, ..ChangeOptions::default() };
             encode(app.admin.change_node(id, NodeVerb::Leave, options, deadline).await.map_err(Refusal::from)?)
+        }
+        "cluster.shard.merge" => {
+            let MergeTwo { shard, right } = parse(parameters)?;
+            encode(app.admin.merge_shards(shard, right, deadline).await.map_err(Refusal::from)?)
         }
         "cluster.node.remove" => {
             let OneNode { id, force } = parse(parameters)?;

@@ -82,6 +82,10 @@ impl Admin for NoAdmin {
         Box::pin(async move { placement::split(shard, at) })
     }
 
+    fn merge_shards(&self, left: ShardId, right: ShardId, _: Instant) -> AdminFuture<'_, OperationInfo> {
+        Box::pin(async move { placement::merge(left, right) })
+    }
+
     fn explain(&self, shard: ShardId, _: Instant) -> AdminFuture<'_, ShardExplanation> {
         Box::pin(async move { placement::explain(shard) })
     }

@@ -6,6 +6,9 @@
 
 mod authority;
 mod keys;
+#[cfg(test)]
+mod merge_tests;
+mod merges;
 mod nodes;
 #[cfg(test)]
 mod operation_tests;
@@ -155,6 +158,10 @@ impl MetaState {
             }
             MetaCommand::SplitShard { shard, at, epoch, reason } => {
                 self.split_shard(now_ms, *shard, at, *epoch, *reason)
+            }
+            MetaCommand::MergeShards { left, right } => self.merge_shards(now_ms, *left, *right),
+            MetaCommand::ReportFrozen { left, right_epoch, replica } => {
+                self.report_frozen(*left, *right_epoch, *replica)
             }
             MetaCommand::ReportShard { descriptor } => self.report_shard(now_ms, descriptor),
             MetaCommand::PutSetting { key, value } => self.put_setting(key, value),

@@ -50,6 +50,7 @@ impl MetaState {
             descriptor,
             parent: None,
             split: None,
+            merge: None,
         };
         self.record_shard(record);
         Ok(MetaReply::Node(id))

@@ -1,7 +1,7 @@
 //! Rules for operations.
 //!
-//! Invariants: a move that has not ended names, as its `to`, a replica of its shard's intent; a split that has not
-//! ended is planned in its shard's record. An operation ends in the entry that makes it done, cancelled or superseded,
+//! Invariants: a move that has not ended names, as its `to`, a replica of its shard's intent; a split or a merge that has
+//! not ended is planned in its shard's record. An operation ends in the entry that makes it done, cancelled or superseded,
 //! so that none outlives its purpose.
 
 use std::sync::Arc;
@@ -40,7 +40,8 @@ impl MetaState {
             }
         };
         let is_settled = reason != OperationReason::Operator || is_settled(record);
-        if !is_settled || record.split.is_some() && !is_repair {
+        let is_planned = record.split.is_some() || self.merge_with(shard).is_some();
+        if !is_settled || is_planned && !is_repair {
             return Err(MetaRefusal::ShardChanging(shard));
         }
         self.check_active(to)?;
@@ -62,6 +63,7 @@ impl MetaState {
     ) -> ApplyResult {
         let operation = self.operation(id).ok_or(MetaRefusal::UnknownOperation(id))?;
         let (state, shard, moved) = (operation.state, operation.shard, operation.moved());
+        let is_merge = matches!(operation.work, OperationWork::Merge { .. });
         let next = match change {
             OperationChange::Pause => OperationState::Paused,
             OperationChange::Resume => OperationState::Running,
@@ -75,6 +77,9 @@ impl MetaState {
         }
         if operation.changes != changes {
             return Err(MetaRefusal::OperationChanged(id));
+        }
+        if is_merge {
+            return self.change_merge(id, shard, change);
         }
         let cancelled = match (change, moved) {
             (OperationChange::Pause | OperationChange::Resume, _) => None,
@@ -97,6 +102,22 @@ impl MetaState {
                 intent.push(from);
             });
         }
+        Ok(MetaReply::Done)
+    }
+
+    /// A merge must not pause: nobody serves the keys of a shard that is frozen. One that is taken back ends once the
+    /// shards' logs cannot bring it about any more.
+    fn change_merge(&mut self, id: OperationId, left: ShardId, change: OperationChange) -> ApplyResult {
+        if change != OperationChange::Cancel {
+            return Err(MetaRefusal::OperationNotPaused(id));
+        }
+        let record = self.shard(left).ok_or(MetaRefusal::UnknownShard(left))?;
+        let planned = record.merge.as_ref().filter(|merge| merge.epoch == record.descriptor.epoch);
+        planned.ok_or(MetaRefusal::OperationTooLate(id))?;
+        if let Some(operation) = self.operations.get_mut(&id) {
+            Arc::make_mut(operation).changes += 1;
+        }
+        self.cancel_merge(left);
         Ok(MetaReply::Done)
     }
 
@@ -171,7 +192,7 @@ impl MetaState {
         self.operations.insert(operation.id, Arc::new(operation));
     }
 
-    fn set_operation_state(&mut self, id: OperationId, state: OperationState, now_ms: u64) {
+    pub(super) fn set_operation_state(&mut self, id: OperationId, state: OperationState, now_ms: u64) {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         let operation = Arc::make_mut(operation);
         (operation.state, operation.since_ms) = (state, now_ms);

@@ -90,6 +90,7 @@ impl MetaState {
         self.collections.remove(&collection).ok_or(MetaRefusal::UnknownCollection(collection))?;
         self.shards.retain(|_, shard| shard.collection != collection);
         self.forget_plans_of_dropped();
+        self.forget_merges_of_dropped();
         self.end_operations_of_dropped(now_ms);
         Ok(MetaReply::Done)
     }
@@ -155,14 +156,18 @@ impl MetaState {
             return Err(MetaRefusal::StaleEpoch { known });
         }
         self.check_descriptor(&reported)?;
-        let child = self.child_of_report(record, &reported)?;
+        let is_merged = Self::merged_by_report(record, &reported);
+        let child = if is_merged { None } else { self.child_of_report(record, &reported)? };
         let (id, is_reconfigured) = (reported.shard, reported.epoch.config != known.config);
         self.change_shard(id, |record| record.descriptor = reported);
         if let Some(child) = child {
             self.give_birth(id, child);
+        } else if is_merged {
+            self.complete_merge(id, now_ms);
         } else if is_reconfigured {
             self.plan_split_again(id);
         }
+        self.end_merge_of(id, now_ms);
         self.end_operations_of(id, now_ms);
         Ok(MetaReply::Done)
     }
@@ -192,6 +197,7 @@ impl MetaState {
             descriptor,
             parent: None,
             split: None,
+            merge: None,
         };
         self.record_shard(record);
         id
@@ -209,6 +215,9 @@ impl MetaState {
     pub(crate) fn record_shard(&mut self, record: ShardRecord) {
         if let Some(split) = &record.split {
             self.unborn.insert(split.child, record.id);
+        }
+        if let Some(merge) = &record.merge {
+            self.merging.insert(merge.right, record.id);
         }
         self.shards.insert(record.id, Arc::new(record));
     }

@@ -32,6 +32,9 @@ impl MetaState {
         if let Some(split) = &record.split {
             return Err(MetaRefusal::SplitPlanned(split.operation));
         }
+        if let Some((_, merge)) = self.merge_with(shard) {
+            return Err(MetaRefusal::MergePlanned(merge.operation));
+        }
         let known = record.descriptor.epoch;
         if epoch != known {
             return Err(MetaRefusal::StaleEpoch { known });
@@ -150,5 +153,6 @@ fn split_off(parent: &ShardRecord, split: &PlannedSplit, epoch_range: u64) -> Sh
         initial,
         parent: Some(parent.id),
         split: None,
+        merge: None,
     }
 }

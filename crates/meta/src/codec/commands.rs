@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use flotilla_storage::VersionNeed;
-use flotilla_types::{ClusterVersion, Epoch, Incarnation, Locality, NodeId, VersionRange};
+use flotilla_types::{ClusterVersion, Epoch, Incarnation, Locality, NodeId, ShardId, VersionRange};
 
 use super::{
     COMMAND_BYTES_MAX, CodecError,
@@ -25,7 +25,8 @@ use crate::{
 struct CommandPb {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 30, \
+                31"
     )]
     kind: Option<Kind>,
 }
@@ -88,6 +89,10 @@ enum Kind {
     SplitShard(SplitShardPb),
     #[prost(message, tag = "28")]
     SetNodeRole(SetNodeRolePb),
+    #[prost(message, tag = "30")]
+    MergeShards(MergeShardsPb),
+    #[prost(message, tag = "31")]
+    ReportFrozen(ReportFrozenPb),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -313,6 +318,44 @@ struct SplitShardPb {
     reason: Option<u32>,
 }
 
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct MergeShardsPb {
+    #[prost(message, optional, tag = "1")]
+    left: Option<ShardEpochPb>,
+    #[prost(message, optional, tag = "2")]
+    right: Option<ShardEpochPb>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct ReportFrozenPb {
+    /// The left shard, and the epoch of the right one.
+    #[prost(message, optional, tag = "1")]
+    left: Option<ShardEpochPb>,
+    #[prost(uint64, tag = "2")]
+    replica: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct ShardEpochPb {
+    #[prost(uint64, tag = "1")]
+    shard: u64,
+    #[prost(uint64, tag = "2")]
+    epoch_range: u64,
+    #[prost(uint64, tag = "3")]
+    epoch_config: u64,
+}
+
+impl From<(ShardId, Epoch)> for ShardEpochPb {
+    fn from((shard, Epoch { range, config }): (ShardId, Epoch)) -> Self {
+        Self { shard: shard.0, epoch_range: range, epoch_config: config }
+    }
+}
+
+fn shard_epoch(pb: Option<ShardEpochPb>) -> Result<(ShardId, Epoch), CodecError> {
+    let ShardEpochPb { shard, epoch_range, epoch_config } = required(pb)?;
+    Ok((number(shard)?, Epoch { range: number(epoch_range)?, config: number(epoch_config)? }))
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 struct PutSettingPb {
     #[prost(string, tag = "1")]
@@ -390,6 +433,7 @@ impl MetaCommand {
             Self::MoveReplica { .. } | Self::ChangeOperation { .. } => ClusterVersion::OPERATIONS,
             Self::SplitShard { .. } => ClusterVersion::SPLITS,
             Self::SetNodeRole { .. } => ClusterVersion::NODE_ROLES,
+            Self::MergeShards { .. } | Self::ReportFrozen { .. } => ClusterVersion::MERGES,
             Self::ReportStart { .. } => ClusterVersion::NODE_STARTS,
             Self::PrepareAuthority { .. } | Self::BeginRotation { .. } | Self::NodeCertified { .. } => {
                 ClusterVersion::AUTHORITY_ROTATION
@@ -545,6 +589,13 @@ impl From<&MetaCommand> for CommandPb {
                 epoch_config: epoch.config,
                 reason: (*reason != OperationReason::Operator).then(|| operations::reason_number(*reason)),
             }),
+            MetaCommand::MergeShards { left, right } => {
+                Kind::MergeShards(MergeShardsPb { left: Some((*left).into()), right: Some((*right).into()) })
+            }
+            MetaCommand::ReportFrozen { left, right_epoch, replica } => {
+                let left = Some((*left, *right_epoch).into());
+                Kind::ReportFrozen(ReportFrozenPb { left, replica: replica.0 })
+            }
             MetaCommand::ReportShard { descriptor } => Kind::ReportShard(descriptor.into()),
             MetaCommand::PutSetting { key, value } => {
                 Kind::PutSetting(PutSettingPb { key: key.clone(), value: value.clone() })
@@ -676,6 +727,13 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
             epoch: Epoch { range: number(pb.epoch_range)?, config: number(pb.epoch_config)? },
             reason: pb.reason.map_or(Ok(OperationReason::Operator), operations::reason)?,
         },
+        Kind::MergeShards(pb) => {
+            MetaCommand::MergeShards { left: shard_epoch(pb.left)?, right: shard_epoch(pb.right)? }
+        }
+        Kind::ReportFrozen(pb) => {
+            let (left, right_epoch) = shard_epoch(pb.left)?;
+            MetaCommand::ReportFrozen { left, right_epoch, replica: number(pb.replica)? }
+        }
         Kind::ReportShard(pb) => MetaCommand::ReportShard { descriptor: pb.try_into_descriptor()? },
         Kind::PutSetting(pb) => MetaCommand::PutSetting { key: pb.key, value: pb.value },
         Kind::SetClusterVersion(pb) => MetaCommand::SetClusterVersion {

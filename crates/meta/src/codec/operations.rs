@@ -26,6 +26,8 @@ pub(super) struct OperationPb {
     changes: u64,
     #[prost(message, optional, tag = "8")]
     split: Option<SplitPb>,
+    #[prost(message, optional, tag = "9")]
+    merge: Option<MergePb>,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -52,11 +54,20 @@ struct SplitPb {
     child: u64,
 }
 
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct MergePb {
+    #[prost(uint64, tag = "1")]
+    shard: u64,
+    #[prost(uint64, tag = "2")]
+    right: u64,
+}
+
 /// Encodes a stored operation. Its version keeps older binaries from reading it.
 pub(crate) fn encode_operation(operation: &OperationRecord) -> Bytes {
     let version = match operation.work {
         OperationWork::Move { .. } => ClusterVersion::OPERATIONS,
         OperationWork::Split { .. } => ClusterVersion::SPLITS,
+        OperationWork::Merge { .. } => ClusterVersion::MERGES,
     };
     encode_at(VersionNeed::InForce(version.max(operation.reason.since())), &OperationPb::from(operation))
 }
@@ -69,13 +80,14 @@ pub(crate) fn decode_operation(bytes: &[u8]) -> Result<OperationRecord, CodecErr
 impl From<&OperationRecord> for OperationPb {
     fn from(operation: &OperationRecord) -> Self {
         let shard = operation.shard.0;
-        let (moved, split) = match &operation.work {
+        let (moved, split, merge) = match &operation.work {
             OperationWork::Move { from, to } => {
                 let (from_replica, from_node) = (from.replica.0, from.node.0);
                 let (to_replica, to_node) = (to.replica.0, to.node.0);
-                (Some(MovePb { shard, from_replica, from_node, to_replica, to_node }), None)
+                (Some(MovePb { shard, from_replica, from_node, to_replica, to_node }), None, None)
             }
-            OperationWork::Split { at, child } => (None, Some(SplitPb { shard, at: at.clone(), child: child.0 })),
+            OperationWork::Split { at, child } => (None, Some(SplitPb { shard, at: at.clone(), child: child.0 }), None),
+            OperationWork::Merge { right } => (None, None, Some(MergePb { shard, right: right.0 })),
         };
         Self {
             id: operation.id.0,
@@ -86,6 +98,7 @@ impl From<&OperationRecord> for OperationPb {
             changes: operation.changes,
             moved,
             split,
+            merge,
         }
     }
 }
@@ -94,14 +107,17 @@ impl TryFrom<OperationPb> for OperationRecord {
     type Error = CodecError;
 
     fn try_from(pb: OperationPb) -> Result<Self, CodecError> {
-        let (shard, work) = match (pb.moved, pb.split) {
-            (Some(moved), None) => {
+        let (shard, work) = match (pb.moved, pb.split, pb.merge) {
+            (Some(moved), None, None) => {
                 let from = PlanReplica { replica: number(moved.from_replica)?, node: number(moved.from_node)? };
                 let to = PlanReplica { replica: number(moved.to_replica)?, node: number(moved.to_node)? };
                 (moved.shard, OperationWork::Move { from, to })
             }
-            (None, Some(split)) => (split.shard, OperationWork::Split { at: split.at, child: number(split.child)? }),
-            (None, None) | (Some(_), Some(_)) => return Err(CodecError::Malformed),
+            (None, Some(split), None) => {
+                (split.shard, OperationWork::Split { at: split.at, child: number(split.child)? })
+            }
+            (None, None, Some(merge)) => (merge.shard, OperationWork::Merge { right: number(merge.right)? }),
+            _ => return Err(CodecError::Malformed),
         };
         Ok(Self {
             id: number(pb.id)?,

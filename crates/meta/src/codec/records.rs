@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Addresses, AuthorityRecord, CollectionSettings, KeyId, KeyRecord, MetaState, NodeRecord, NodeRole, NodeStart,
-    NodeState, OperationRecord, PlannedSplit, ShardRecord, TokenId, TokenRecord, state::Header,
+    NodeState, OperationRecord, PlannedMerge, PlannedSplit, ShardRecord, TokenId, TokenRecord, state::Header,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -162,6 +162,34 @@ struct ShardPb {
     parent: Option<u64>,
     #[prost(message, optional, tag = "9")]
     split: Option<PlannedSplitPb>,
+    #[prost(message, optional, tag = "10")]
+    merge: Option<PlannedMergePb>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PlannedMergePb {
+    #[prost(uint64, tag = "1")]
+    right: u64,
+    #[prost(uint64, tag = "2")]
+    epoch_range: u64,
+    #[prost(uint64, tag = "3")]
+    epoch_config: u64,
+    #[prost(uint64, tag = "4")]
+    right_epoch_range: u64,
+    #[prost(uint64, tag = "5")]
+    right_epoch_config: u64,
+    #[prost(bytes = "bytes", tag = "6")]
+    right_start: Bytes,
+    #[prost(bytes = "bytes", tag = "7")]
+    right_end: Bytes,
+    #[prost(message, repeated, tag = "8")]
+    replicas: Vec<SplitReplicaPb>,
+    #[prost(uint64, repeated, tag = "9")]
+    frozen: Vec<u64>,
+    #[prost(bool, tag = "10")]
+    is_cancelled: bool,
+    #[prost(uint64, tag = "11")]
+    operation: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -355,8 +383,11 @@ pub(crate) fn decode_node(bytes: &[u8]) -> Result<NodeRecord, CodecError> {
 
 /// Encodes a shard.
 pub(crate) fn encode_shard(shard: &ShardRecord) -> Bytes {
-    let is_simple = shard.parent.is_none() && shard.split.is_none();
-    let version = if is_simple { ClusterVersion::FIRST } else { ClusterVersion::SPLITS };
+    let needs = [
+        (shard.parent.is_some() || shard.split.is_some()).then_some(ClusterVersion::SPLITS),
+        shard.merge.is_some().then_some(ClusterVersion::MERGES),
+    ];
+    let version = needs.into_iter().flatten().max().unwrap_or(ClusterVersion::FIRST);
     encode_at(VersionNeed::InForce(version), &ShardPb::from(shard))
 }
 
@@ -561,6 +592,7 @@ impl From<&ShardRecord> for ShardPb {
             descriptor: Some((&shard.descriptor).into()),
             parent: shard.parent.map(|parent| parent.0),
             split: shard.split.as_ref().map(PlannedSplitPb::from),
+            merge: shard.merge.as_ref().map(PlannedMergePb::from),
         }
     }
 }
@@ -580,6 +612,45 @@ impl TryFrom<ShardPb> for ShardRecord {
             descriptor: required(shard.descriptor)?.try_into_descriptor()?,
             parent: shard.parent.map(number).transpose()?,
             split: shard.split.map(PlannedSplit::try_from).transpose()?,
+            merge: shard.merge.map(PlannedMerge::try_from).transpose()?,
+        })
+    }
+}
+
+impl From<&PlannedMerge> for PlannedMergePb {
+    fn from(merge: &PlannedMerge) -> Self {
+        // The left one is the parent of nobody, but the pair is the same.
+        let pair = |(left, right): &(ReplicaId, ReplicaId)| SplitReplicaPb { parent: left.0, child: right.0 };
+        Self {
+            right: merge.right.0,
+            epoch_range: merge.epoch.range,
+            epoch_config: merge.epoch.config,
+            right_epoch_range: merge.right_epoch.range,
+            right_epoch_config: merge.right_epoch.config,
+            right_start: merge.right_range.start.clone(),
+            right_end: merge.right_range.end.clone(),
+            replicas: merge.replicas.iter().map(pair).collect(),
+            frozen: merge.frozen.iter().map(|replica| replica.0).collect(),
+            is_cancelled: merge.is_cancelled,
+            operation: merge.operation.0,
+        }
+    }
+}
+
+impl TryFrom<PlannedMergePb> for PlannedMerge {
+    type Error = CodecError;
+
+    fn try_from(merge: PlannedMergePb) -> Result<Self, CodecError> {
+        let pair = |pair: &SplitReplicaPb| Ok((number(pair.parent)?, number(pair.child)?));
+        Ok(Self {
+            right: number(merge.right)?,
+            epoch: Epoch { range: number(merge.epoch_range)?, config: number(merge.epoch_config)? },
+            right_epoch: Epoch { range: number(merge.right_epoch_range)?, config: number(merge.right_epoch_config)? },
+            right_range: KeyRange { start: merge.right_start, end: merge.right_end },
+            replicas: merge.replicas.iter().map(pair).collect::<Result<_, CodecError>>()?,
+            frozen: merge.frozen.into_iter().map(number).collect::<Result<_, CodecError>>()?,
+            is_cancelled: merge.is_cancelled,
+            operation: number(merge.operation)?,
         })
     }
 }

@@ -169,6 +169,10 @@ impl From<&MetaRefusal> for RefusalPb {
             MetaRefusal::SplitPlanned(operation) => (46, operation.0, 0),
             MetaRefusal::NotSplittable(shard) => (47, shard.0, 0),
             MetaRefusal::NodeIsGateway(node) => (48, node.0, 0),
+            MetaRefusal::NotNeighbours { left, right } => (50, left.0, right.0),
+            MetaRefusal::ReplicasApart { shard, node } => (51, shard.0, node.0),
+            MetaRefusal::MergePlanned(operation) => (52, operation.0, 0),
+            MetaRefusal::OperationNotPaused(operation) => (53, operation.0, 0),
         };
         let cluster = if let MetaRefusal::OtherCluster(cluster) = refusal { cluster.0.to_vec() } else { Vec::new() };
         let inner = if let MetaRefusal::InBatch { refusal, .. } = refusal {
@@ -243,6 +247,10 @@ impl TryFrom<RefusalPb> for MetaRefusal {
             46 => Self::SplitPlanned(number(pb.first)?),
             47 => Self::NotSplittable(number(pb.first)?),
             48 => Self::NodeIsGateway(number(pb.first)?),
+            50 => Self::NotNeighbours { left: number(pb.first)?, right: number(pb.second)? },
+            51 => Self::ReplicasApart { shard: number(pb.first)?, node: number(pb.second)? },
+            52 => Self::MergePlanned(number(pb.first)?),
+            53 => Self::OperationNotPaused(number(pb.first)?),
             _ => return Err(CodecError::Malformed),
         })
     }

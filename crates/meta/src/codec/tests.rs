@@ -91,6 +91,8 @@ fn commands() -> Vec<MetaCommand> {
         commands.push(MetaCommand::MoveReplica { shard, replica, to: NodeId(3), intent_version: 2, reason });
     }
     let epoch = Epoch { range: 2, config: 9 };
+    commands.push(MetaCommand::MergeShards { left: (shard, epoch), right: (ShardId(5), epoch) });
+    commands.push(MetaCommand::ReportFrozen { left: shard, right_epoch: epoch, replica });
     for reason in operations::REASONS {
         let at = Bytes::from_static(b"\0\0\0\x01\0\x02k");
         commands.push(MetaCommand::SplitShard { shard, at, epoch, reason });
@@ -228,6 +230,10 @@ fn replies_round_trip() {
         MetaRefusal::OperationChanged(OperationId(18)),
         MetaRefusal::SplitPlanned(OperationId(19)),
         MetaRefusal::NotSplittable(ShardId(20)),
+        MetaRefusal::NotNeighbours { left: ShardId(21), right: ShardId(22) },
+        MetaRefusal::ReplicasApart { shard: ShardId(23), node: NodeId(24) },
+        MetaRefusal::MergePlanned(OperationId(25)),
+        MetaRefusal::OperationNotPaused(OperationId(26)),
     ];
     refusals.extend((1..=19).filter_map(Field::from_number).map(MetaRefusal::Invalid));
     refusals.extend((1..=7).filter_map(Limit::from_number).map(MetaRefusal::LimitReached));
@@ -298,13 +304,13 @@ fn commands_name_the_version_that_they_need() {
                 assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::VALUE_REFS));
                 continue;
             }
-            // One of the batch needs it.
-            MetaCommand::Batch(_) => {
-                assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::NODE_ROLES));
-                continue;
-            }
             MetaCommand::SplitShard { .. } => {
                 assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::SPLITS));
+                continue;
+            }
+            // One of the batch needs it.
+            MetaCommand::MergeShards { .. } | MetaCommand::ReportFrozen { .. } | MetaCommand::Batch(_) => {
+                assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::MERGES));
                 continue;
             }
             MetaCommand::MoveReplica { .. } | MetaCommand::ChangeOperation { .. } => {

@@ -1,4 +1,4 @@
-//! `operation list|show|pause|resume|cancel`: what changes shards now, moves of replicas and splits of shards.
+//! `operation list|show|pause|resume|cancel`: what changes shards now, moves of replicas, splits and merges of shards.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,8 +16,8 @@ use super::{
 pub(crate) enum OperationCommand {
     /// List what changes shards now, in the whole cluster
     List,
-    /// Show one operation: one that is under way, or a move or split that ended a short while ago; exit code 3 if there
-    /// is none
+    /// Show one operation: one that is under way, or a move, split or merge that ended a short while ago; exit code 3
+    /// if there is none
     Show {
         /// Its id, as shown by `operation list`
         id: String,
@@ -32,7 +32,8 @@ pub(crate) enum OperationCommand {
         /// Its id, such as `op7`
         id: OperationId,
     },
-    /// Cancel a move: the shard keeps the replica that was to go. Refused once the new replica votes, and for splits
+    /// Cancel a move: the shard keeps the replica that was to go. Refused once the new replica votes, and for splits. Or a
+    /// merge, unless the shards are merged already
     Cancel {
         /// Its id, such as `op7`
         id: OperationId,
@@ -80,8 +81,11 @@ fn rows(operations: &[OperationInfo]) -> String {
     table(["ID", "SHARD", "NODE", "PHASE", "SINCE", "REASON"], rows)
 }
 
-/// The node of the replica, and the one that it comes from. Of a split, the new shard.
+/// The node of the replica, and the one that it comes from. Of a split, the new shard; of a merge, the one that goes.
 fn nodes(operation: &OperationInfo) -> String {
+    if let Some(right) = operation.right {
+        return format!("takes {right}");
+    }
     match (operation.from, operation.child) {
         (Some(from), _) => format!("{from} → {}", or_dash(operation.node)),
         (None, Some(_)) => divided(operation),

@@ -1,6 +1,7 @@
-//! `shard move|split|explain|rebalance|decisions`: where shards and their replicas are, and why.
+//! `shard move|split|merge|explain|rebalance|decisions`: where shards and their replicas are, and why.
 
 mod follow;
+mod merges;
 mod moves;
 mod splits;
 
@@ -26,6 +27,8 @@ pub(crate) enum ShardCommand {
     Move(moves::Arguments),
     /// Split a shard in two while it serves: the new one gets the keys from one on, on the same nodes
     Split(splits::Arguments),
+    /// Merge a shard's right neighbour into it; both need replicas on the same nodes
+    Merge(merges::Arguments),
     /// Explain why each replica of a shard is where it is, or where it goes, and why no other node gets it
     Explain {
         /// Id of the shard, such as s4
@@ -50,6 +53,7 @@ pub(super) async fn run(command: ShardCommand, client: &Client, output: Output) 
     match command {
         ShardCommand::Move(arguments) => moves::run(&arguments, client, output).await,
         ShardCommand::Split(arguments) => splits::run(arguments, client, output).await,
+        ShardCommand::Merge(arguments) => merges::run(&arguments, client, output).await,
         ShardCommand::Explain { shard } => output.show(&client.explain_shard(shard).await?, explanation),
         ShardCommand::Rebalance { dry_run } => output.show(&client.rebalance(dry_run).await?, rebalancing),
         ShardCommand::Decisions { limit } => output.show(&client.decisions(limit.into()).await?, decisions),

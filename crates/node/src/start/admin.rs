@@ -514,6 +514,10 @@ impl Admin for NodeAdmin {
         Box::pin(self.begin_split(shard, at, deadline))
     }
 
+    fn merge_shards(&self, left: ShardId, right: ShardId, deadline: Instant) -> AdminFuture<'_, OperationInfo> {
+        Box::pin(self.begin_merge(left, right, deadline))
+    }
+
     fn change_operation(
         &self,
         operation: OperationId,

@@ -18,6 +18,7 @@ mod health;
 mod inbound;
 mod join;
 mod machines;
+mod merges;
 mod metrics;
 mod moves;
 mod node_change;

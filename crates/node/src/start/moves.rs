@@ -104,6 +104,7 @@ pub(super) fn describe(
         node: Some(to.node),
         from: Some(from.node),
         child: None,
+        right: None,
         at: None,
         encoding: Encoding::default(),
         bucket: None,

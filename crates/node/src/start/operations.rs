@@ -10,7 +10,7 @@ use flotilla_meta::{
 };
 use flotilla_types::{NodeId, OperationId, OperationKind, ReplicaRole, ShardId};
 
-use super::{admin::NodeAdmin, moves, splits};
+use super::{admin::NodeAdmin, merges, moves, splits};
 
 impl NodeAdmin {
     /// Pauses, resumes or cancels an operation that the metadata records.
@@ -29,7 +29,11 @@ impl NodeAdmin {
         };
         self.propose(MetaCommand::ChangeOperation { operation: id, changes, change }, deadline).await?;
         let is_visible = |meta: &MetaState| {
-            meta.operation(id).is_none_or(|operation| operation.state == state || operation.state.has_ended())
+            meta.operation(id).is_none_or(|operation| {
+                // A merge that is cancelled goes on until the shards are as before.
+                let is_changed = operation.changes > changes || operation.state == state;
+                is_changed || operation.state.has_ended()
+            })
         };
         self.wait_until(deadline, is_visible).await;
         self.show_operation(id, deadline).await
@@ -51,20 +55,23 @@ fn recorded(operation: &OperationRecord, meta: &MetaState, me: NodeId, parts: &P
             moves::describe(operation, (*from, *to), meta, me, parts.of_move(operation))
         }
         OperationWork::Split { at, child } => splits::describe(operation, at, *child, meta, me),
+        OperationWork::Merge { right } => merges::describe(operation, *right, meta, me),
     }
 }
 
 /// Why an operator's change of a shard has to wait for another one, if it has.
 pub(super) fn busy_with(meta: &MetaState, shard: ShardId) -> Option<String> {
-    let operation = meta.running_of(shard).next()?;
+    let of_merge = || meta.operation(meta.merge_with(shard)?.1.operation);
+    let operation = meta.running_of(shard).next().or_else(of_merge)?;
     let id = operation.id;
     Some(match operation.work {
         OperationWork::Move { .. } => format!("{id} moves a replica of {shard} already; wait for it, or cancel it"),
         OperationWork::Split { .. } => format!("{id} splits {shard} already; wait for it"),
+        OperationWork::Merge { .. } => format!("{id} merges {shard} already; wait for it, or cancel it"),
     })
 }
 
-/// Joins the reports of nodes, with the moves that they are parts of, and the splits; a node without one is listed as silent.
+/// Joins the reports of nodes, with the moves that they are parts of, the splits and the merges; a node without one is listed as silent.
 pub(super) fn list(
     reports: Vec<(NodeId, Option<Operations>)>,
     meta: &MetaState,
@@ -122,6 +129,7 @@ fn describe(operation: &Operation, reported_by: NodeId, meta: &MetaState, wall_m
         node: Some(operation.node),
         from: None,
         child: None,
+        right: None,
         at: None,
         encoding: Encoding::default(),
         bucket: None,
@@ -161,6 +169,7 @@ fn reason(operation: &Operation, reported_by: NodeId, meta: &MetaState) -> Strin
         OperationKind::AddReplica | OperationKind::MoveReplica => added(record, meta),
         // The metadata records these; no node reports one.
         OperationKind::SplitShard => "the shard is to be split".to_owned(),
+        OperationKind::MergeShards => "the shards are to be merged".to_owned(),
         OperationKind::RemoveReplica => {
             departure(operation.node, meta).unwrap_or_else(|| "placement moves it to another node".to_owned())
         }
@@ -176,7 +185,13 @@ fn move_of<'a>(operation: &Operation, meta: &'a MetaState) -> Option<&'a Operati
     let is_part = |of: &&OperationRecord| match (of.moved(), operation.kind) {
         (Some((_, to)), OperationKind::AddReplica | OperationKind::ReceiveSnapshot) => to.replica == operation.replica,
         (Some((from, _)), OperationKind::RemoveReplica) => from.replica == operation.replica,
-        (Some(_), OperationKind::TransferLeader | OperationKind::MoveReplica | OperationKind::SplitShard)
+        (
+            Some(_),
+            OperationKind::TransferLeader
+            | OperationKind::MoveReplica
+            | OperationKind::SplitShard
+            | OperationKind::MergeShards,
+        )
         | (None, _) => false,
     };
     meta.running_of(operation.shard).find(is_part)

@@ -124,6 +124,7 @@ pub(super) fn describe(
         node: None,
         from: None,
         child: Some(child),
+        right: None,
         at: Some(at),
         encoding,
         bucket: key.filter(|_| is_hashed).map(|key| key.bucket().0),

@@ -110,6 +110,7 @@ pub(super) fn replica(meta: &MetaState, shard: ShardId, node: u64, leader: Optio
         applied: LogIndex(9),
         version: None,
         checkpoint: LogIndex(1),
+        frozen: None,
         usage: flotilla_storage::Usage::default(),
         damaged: false,
     }

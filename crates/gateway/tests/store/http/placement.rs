@@ -68,6 +68,7 @@ pub(super) fn split(shard: ShardId, at: Option<Bytes>) -> Result<OperationInfo, 
         node: None,
         from: None,
         child: Some(HEIR),
+        right: None,
         at: at.map(|at| Encoding::Base64.encode(&at).expect("text")),
         encoding: Encoding::Base64,
         bucket: None,
@@ -78,6 +79,33 @@ pub(super) fn split(shard: ShardId, at: Option<Bytes>) -> Result<OperationInfo, 
         done: false,
         error: None,
     })
+}
+
+/// Names the right shard.
+pub(super) fn merge(left: ShardId, right: ShardId) -> Result<OperationInfo, AdminError> {
+    let (kind, phase) = (OperationKind::MergeShards, OperationPhase::Merging);
+    Ok(OperationInfo { kind, phase, child: None, right: Some(right), ..split(left, None)? })
+}
+
+#[tokio::test]
+async fn a_merge_names_the_shard_that_goes() {
+    let server = Server::start().await;
+    let ask = async |id: &str, body: &str| {
+        let line = format!("POST /v1/cluster/shards/{id}/merge");
+        server.ask(&line, &[("content-type", "application/json")], body.as_bytes()).await
+    };
+    let answer = ask("s4", r#"{"right":"s5"}"#).await;
+    assert_eq!(
+        (answer.status, &answer.json()["right"], &answer.json()["kind"]),
+        (200, &json!("s5"), &json!("merge_shards"))
+    );
+    for body in ["", "{}", r#"{"right":"x"}"#, r#"{"right":"s5","left":"s4"}"#] {
+        assert_eq!(ask("s4", body).await.problem(), (400, "malformed_request".to_owned()), "{body}");
+    }
+    assert_eq!(ask("s6", r#"{"right":"s5"}"#).await.problem(), (404, "shard_not_found".to_owned()));
+    let called = server.rpc("cluster.shard.merge", json!({ "shard": "s4", "right": "s5" })).await;
+    assert_eq!(called["result"]["right"], json!("s5"));
+    assert!(server.rpc("cluster.shard.merge", json!({ "shard": "s4" })).await["error"].is_object());
 }
 
 #[tokio::test]

@@ -1,0 +1,262 @@
+//! The steps of planned merges, each found by looking at the metadata and at the replicas here.
+//!
+//! ```text
+//! leader of the right shard:  freeze it
+//! every node:                 report that its replica of the right shard is frozen, durable
+//! leader of the left shard:   merge, once all have reported; or abort
+//! leader of the right shard:  thaw it, once the left one has reported that it will not merge
+//! ```
+//!
+//! Invariants: nothing is remembered between passes, so whoever leads goes on where another one stopped; a merge is
+//! proposed only by metadata in which every replica of the right shard has reported, and a thaw only by metadata in which
+//! the left shard's epoch is over and the plan is not: the first cannot happen any more then.
+
+use flotilla_meta::{MetaCommand, MetaState, PlannedMerge};
+use flotilla_replication::{Freeze, Merge, ReplicaStatus, Replicas, ShardChange, Thaw};
+use flotilla_types::{NodeId, ShardId};
+
+use super::Action;
+
+/// How long a merge may take from when it was planned, in milliseconds: the keys of the right shard are not served for
+/// most of that time.
+const MERGE_MS_MAX: u64 = 5_000;
+
+/// The next step of the merge in which a shard led here takes part.
+pub(super) fn next_change(meta: &MetaState, leader: &ReplicaStatus, wall_ms: u64) -> Option<ShardChange> {
+    let (left, merge) = meta.merge_with(leader.shard)?;
+    let change = if left == leader.shard {
+        change_of_left(meta, left, merge, wall_ms)?
+    } else {
+        change_of_right(meta, left, merge, wall_ms)?
+    };
+    // Otherwise it has happened, or cannot.
+    change.after(&leader.descriptor).is_ok().then_some(change)
+}
+
+fn change_of_left(meta: &MetaState, left: ShardId, merge: &PlannedMerge, wall_ms: u64) -> Option<ShardChange> {
+    let epoch = merge.epoch;
+    if must_abort(meta, left, merge, wall_ms) {
+        return Some(ShardChange::Abort { epoch });
+    }
+    let merged = || Merge {
+        epoch,
+        source: merge.right,
+        source_epoch: Freeze::epoch_after(merge.right_epoch),
+        source_range: merge.right_range.clone(),
+        replicas: merge.replicas.clone(),
+    };
+    merge.is_ready().then(|| ShardChange::Merge(merged()))
+}
+
+fn change_of_right(meta: &MetaState, left: ShardId, merge: &PlannedMerge, wall_ms: u64) -> Option<ShardChange> {
+    let epoch = merge.right_epoch;
+    if meta.shard(left)?.descriptor.epoch != merge.epoch {
+        // It was not merged, or its record would be gone.
+        return Some(ShardChange::Thaw(Thaw { epoch, range: merge.right_range.clone() }));
+    }
+    (!must_abort(meta, left, merge, wall_ms)).then_some(ShardChange::Freeze(Freeze { epoch }))
+}
+
+/// Whether a merge that is not decided must not come about: it was cancelled, has taken too long, or one of the shards
+/// has changed since it was planned.
+fn must_abort(meta: &MetaState, left: ShardId, merge: &PlannedMerge, wall_ms: u64) -> bool {
+    let epoch_of = |shard| meta.shard(shard).map(|record| record.descriptor.epoch);
+    let is_late = meta.operation(merge.operation).is_none_or(|operation| wall_ms > operation.started_ms + MERGE_MS_MAX);
+    let is_planned_for = (epoch_of(left), epoch_of(merge.right)) == (Some(merge.epoch), Some(merge.right_epoch));
+    merge.is_cancelled || is_late || !is_planned_for
+}
+
+/// The reports of replicas here that are frozen, durable, and not known to be.
+pub(super) fn reports(meta: &MetaState, me: NodeId, here: &Replicas) -> Vec<Action> {
+    let of_plan = |(left, merge): (ShardId, &PlannedMerge)| {
+        let frozen = Some(Freeze::epoch_after(merge.right_epoch));
+        let is_new = |replica: &&ReplicaStatus| {
+            replica.frozen == frozen
+                && replica.descriptor.is_frozen()
+                && !merge.frozen.contains(&replica.replica)
+                && merge.replicas.iter().any(|(_, right)| *right == replica.replica)
+        };
+        let replica = here.of_shard(merge.right).find(is_new)?.replica;
+        let right_epoch = merge.right_epoch;
+        Some(Action::Propose(MetaCommand::ReportFrozen { left, right_epoch, replica }))
+    };
+    let is_here = |left: &ShardId| meta.shard(*left).is_some_and(|record| record.descriptor.replica_on(me).is_some());
+    meta.merges().filter(|(left, _)| is_here(left)).filter_map(of_plan).collect()
+}
+
+/// Whether a replica of a shard that was merged is still needed: the one that it is to be merged into may not have come
+/// to that entry.
+pub(super) fn is_needed(meta: &MetaState, here: &Replicas, replica: &ReplicaStatus) -> bool {
+    let start = &replica.descriptor.range.start;
+    let is_behind = |other: &ReplicaStatus| {
+        let known = meta.shard(other.shard).map(|record| record.descriptor.epoch.range);
+        other.descriptor.range.end == *start && known.is_some_and(|known| other.descriptor.epoch.range < known)
+    };
+    replica.descriptor.is_frozen() && here.iter().any(is_behind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{
+        Lifecycle, ShardsLed,
+        testing::{Meta, THEN_MS, World, leads, replica},
+    };
+    use flotilla_meta::OperationChange;
+    use flotilla_types::{Epoch, ReplicaId};
+
+    const LATE_MS: u64 = MERGE_MS_MAX + 1;
+
+    /// Three nodes with two shards, which are to be merged. Node 1 leads both.
+    fn world() -> (World, ShardId, ShardId) {
+        let mut meta = Meta::of_nodes(3);
+        let shards = meta.collection(&[&[1, 2, 3], &[1, 2, 3]]);
+        let (left, right) = (shards[0], shards[1]);
+        meta.plan_merge(left, right);
+        let mut world = World::new(1, meta);
+        world.wall_ms = THEN_MS;
+        world.replicas = [left, right].map(|shard| led(&world, shard)).into();
+        (world, left, right)
+    }
+
+    fn led(world: &World, shard: ShardId) -> ReplicaStatus {
+        let descriptor = world.meta.state().shard(shard).expect("a shard").descriptor.clone();
+        let held: Vec<_> = descriptor.replicas.iter().map(|held| (held.node.0, held.replica.0)).collect();
+        let mut leader = leads(shard.0, &held, &[]);
+        leader.descriptor = descriptor;
+        leader
+    }
+
+    fn plan(world: &World, left: ShardId) -> PlannedMerge {
+        world.meta.state().shard(left).and_then(|record| record.merge.clone()).expect("a plan")
+    }
+
+    fn changes(world: &World) -> Vec<(ShardId, ShardChange)> {
+        let of = |action| match action {
+            Action::ChangeShard { shard, change } => Some((shard, change)),
+            _ => None,
+        };
+        world.reconcile(&mut ShardsLed::default()).into_iter().filter_map(of).collect()
+    }
+
+    fn apply(world: &mut World, shard: ShardId, change: &ShardChange) {
+        let of_shard = world.replicas.iter_mut().filter(|replica| replica.shard == shard);
+        of_shard.for_each(|replica| replica.descriptor = change.after(&replica.descriptor).expect("it applies"));
+    }
+
+    fn report(world: &mut World, shard: ShardId) {
+        let descriptor = world.replicas.iter().find(|replica| replica.shard == shard).expect("here").descriptor.clone();
+        world.meta.apply(&MetaCommand::ReportShard { descriptor });
+    }
+
+    fn freeze(world: &mut World, right: ShardId) {
+        let found = changes(world);
+        assert!(matches!(&found[..], [(shard, ShardChange::Freeze(_))] if *shard == right), "{found:?}");
+        apply(world, right, &found[0].1);
+    }
+
+    #[test]
+    fn a_merge_waits_for_every_replica_of_the_right_shard() {
+        let (mut world, left, right) = world();
+        freeze(&mut world, right);
+        assert_eq!(changes(&world), []);
+        let led = world.reconcile(&mut ShardsLed::default());
+        assert_eq!(led, [], "a frozen shard is not reported");
+        assert_eq!(world.reconcile(&mut Lifecycle::default()), [], "its checkpoint is not durable");
+        world.replicas[1].frozen = Some(world.replicas[1].descriptor.epoch);
+        let own = world.reconcile(&mut Lifecycle::default());
+        let planned = plan(&world, left);
+        let reports = planned.replicas.iter().map(|(_, replica)| MetaCommand::ReportFrozen {
+            left,
+            right_epoch: planned.right_epoch,
+            replica: *replica,
+        });
+        let reports: Vec<_> = reports.collect();
+        assert_eq!(own, [Action::Propose(reports[0].clone())]);
+        for report in &reports {
+            assert_eq!(changes(&world), []);
+            world.meta.apply(report);
+        }
+        assert_eq!(world.reconcile(&mut Lifecycle::default()), [], "it is known");
+        let found = changes(&world);
+        assert!(matches!(&found[..], [(shard, ShardChange::Merge(_))] if *shard == left), "{found:?}");
+        apply(&mut world, left, &found[0].1);
+        report(&mut world, left);
+        assert!(world.meta.state().shard(right).is_none());
+    }
+
+    #[test]
+    fn a_merge_that_is_cancelled_late_or_overtaken_is_aborted_and_the_right_shard_thawed() {
+        for reason in 0..3 {
+            let (mut world, left, right) = world();
+            freeze(&mut world, right);
+            match reason {
+                0 => {
+                    let (operation, change) = (plan(&world, left).operation, OperationChange::Cancel);
+                    world.meta.apply(&MetaCommand::ChangeOperation { operation, changes: 0, change });
+                }
+                1 => world.wall_ms += LATE_MS,
+                _ => apply(&mut world, left, &ShardChange::Bump),
+            }
+            if reason < 2 {
+                let found = changes(&world);
+                let abort = ShardChange::Abort { epoch: plan(&world, left).epoch };
+                assert_eq!(found, [(left, abort)]);
+                apply(&mut world, left, &found[0].1);
+            }
+            assert_eq!(changes(&world), [], "the metadata does not know of it");
+            report(&mut world, left);
+            let found = changes(&world);
+            assert!(matches!(&found[..], [(shard, ShardChange::Thaw(_))] if *shard == right), "{found:?}");
+            apply(&mut world, right, &found[0].1);
+            report(&mut world, right);
+            assert_eq!(world.meta.state().merges().count(), 0);
+            assert_eq!(changes(&world), []);
+        }
+    }
+
+    #[test]
+    fn a_right_shard_that_was_never_frozen_is_kept_from_freezing_late() {
+        let (mut world, left, right) = world();
+        world.wall_ms += LATE_MS;
+        let found = changes(&world);
+        assert!(matches!(&found[..], [(_, ShardChange::Abort { .. })]), "{found:?}");
+        apply(&mut world, left, &found[0].1);
+        report(&mut world, left);
+        let found = changes(&world);
+        assert!(matches!(&found[..], [(shard, ShardChange::Thaw(_))] if *shard == right), "{found:?}");
+        apply(&mut world, right, &found[0].1);
+        report(&mut world, right);
+        assert_eq!(world.meta.state().merges().count(), 0);
+    }
+
+    #[test]
+    fn a_frozen_replica_stays_until_the_left_one_beside_it_has_come_to_the_merge() {
+        let (mut world, left, right) = world();
+        freeze(&mut world, right);
+        let before = world.replicas.clone();
+        let planned = plan(&world, left);
+        for (_, replica) in planned.replicas {
+            let right_epoch = planned.right_epoch;
+            world.meta.apply(&MetaCommand::ReportFrozen { left, right_epoch, replica });
+        }
+        let found = changes(&world);
+        apply(&mut world, left, &found[0].1);
+        report(&mut world, left);
+        let after = world.replicas.clone();
+        let is_destroyed = |world: &World| {
+            let actions = world.reconcile(&mut Lifecycle::default());
+            actions.contains(&Action::Destroy { replica: before[1].replica })
+        };
+        world.replicas = before.clone();
+        assert!(!is_destroyed(&world));
+        world.replicas = after;
+        assert!(is_destroyed(&world));
+        // One that was rolled back to before the freeze is of no use.
+        world.replicas = vec![before[0].clone(), replica(right.0, before[1].replica.0)];
+        world.replicas[1].descriptor.epoch = Epoch { range: 1, config: 1 };
+        world.replicas[1].descriptor.range = planned.right_range;
+        assert!(is_destroyed(&world));
+        assert_ne!(before[1].replica, ReplicaId::NONE);
+    }
+}
