@@ -14,15 +14,17 @@ use std::{
 use bytes::Bytes;
 use flotilla_control::{Finding, ShardConsistency};
 use flotilla_meta::{MetaState, NodeRole};
-use flotilla_replication::{ApplyTask, LostReason, ReadCounts, ReplicaStatus, Role, ShardChange, Split, refs_of};
+use flotilla_replication::{
+    ApplyTask, Freeze, LostReason, Merge, ReadCounts, ReplicaStatus, Role, ShardChange, Split, refs_of,
+};
 use flotilla_route::Sequence;
 use flotilla_storage::{
     ApplyContext, Log as _, LogBatch, ReplicaWrite,
     conformance::{DescriptorHistory, Observer},
 };
 use flotilla_types::{
-    Checkpoint, ConfState, Entry, EntryKind, Epoch, HardState, LogIndex, Message, MessageKind, NodeId, ObjectId,
-    ReplicaId, SessionId, ShardDescriptor, ShardId, Tables, Term, Timestamp,
+    Checkpoint, ConfState, Entry, Epoch, HardState, LogIndex, Message, MessageKind, NodeId, ObjectId, ReplicaId,
+    SessionId, ShardDescriptor, ShardId, Tables, Term, Timestamp,
 };
 use parking_lot::Mutex;
 
@@ -40,6 +42,10 @@ pub(crate) struct Checks {
     descriptors: BTreeMap<ShardId, Descriptors>,
     /// The shards that were split off: from which one, at which entry, and how.
     splits: BTreeMap<ShardId, (ShardId, LogIndex, Split)>,
+    /// Epochs in which shards were frozen and have been merged, with what they were merged into.
+    merged: BTreeMap<(ShardId, Epoch), ShardId>,
+    /// Epochs in which shards were frozen and have got their keys back.
+    thawed: BTreeSet<(ShardId, Epoch)>,
     /// By which descriptors replicas judge their entries; the state machines report to it too.
     history: Arc<Mutex<DescriptorHistory>>,
     /// The base of each fold, and the replicas that have named it.
@@ -88,6 +94,10 @@ pub struct Counts {
     pub range_changes: u64,
     /// Shards that were split off.
     pub splits: u64,
+    /// Shards that were merged into their neighbours.
+    pub merges: u64,
+    /// Shards that were frozen and have got their keys back.
+    pub thaws: u64,
     /// Bases of folds that a second replica, or a further one, has made as the first one did.
     pub bases_compared: u64,
     /// Replicas that nodes abandoned.
@@ -125,6 +135,8 @@ impl Counts {
         self.config_changes += other.config_changes;
         self.range_changes += other.range_changes;
         self.splits += other.splits;
+        self.merges += other.merges;
+        self.thaws += other.thaws;
         self.bases_compared += other.bases_compared;
         self.replicas_lost += other.replicas_lost;
         self.replicas_diverged += other.replicas_diverged;
@@ -291,8 +303,8 @@ impl Checks {
                 for entry in entries {
                     self.committed_entry(*replica, descriptor.shard, entry, conf);
                 }
-                if let (Some(last), Some(ShardChange::Split(split))) = (entries.last(), shard_change) {
-                    self.split(*replica, last.index, split, descriptor);
+                if let (Some(last), Some(change)) = (entries.last(), shard_change) {
+                    self.shard_change(*replica, last.index, change, descriptor);
                 }
                 if let Some(last) = entries.last() {
                     self.history.lock().holds_after(last.index, descriptor);
@@ -302,6 +314,45 @@ impl Checks {
             ApplyTask::Open { replaces: true, .. } => self.counts.snapshots += 1,
             _ => {}
         }
+    }
+
+    /// Checks a change of a shard, of which this is the descriptor after it.
+    fn shard_change(&mut self, replica: ReplicaId, index: LogIndex, change: &ShardChange, after: &ShardDescriptor) {
+        match change {
+            ShardChange::Split(split) => self.split(replica, index, split, after),
+            ShardChange::Merge(merge) => self.merge(index, merge, after),
+            ShardChange::Freeze(_) | ShardChange::Abort { .. } => {
+                self.history.lock().changes_range(after.shard, index);
+            }
+            ShardChange::Thaw(thaw) => {
+                if self.history.lock().changes_range(after.shard, index) {
+                    self.counts.thaws += 1;
+                }
+                let frozen = (after.shard, Freeze::epoch_after(thaw.epoch));
+                let merged = self.merged.get(&frozen);
+                assert!(merged.is_none(), "{} gets its keys back, and was merged into {merged:?}", after.shard);
+                self.thawed.insert(frozen);
+            }
+            ShardChange::Bump => {
+                if self.history.lock().changes_range(after.shard, index) {
+                    self.counts.range_changes += 1;
+                }
+            }
+            ShardChange::Fold { .. } => {}
+        }
+    }
+
+    /// Checks a merge: a shard that was merged had not got its keys back, and was merged into one shard.
+    fn merge(&mut self, index: LogIndex, merge: &Merge, after: &ShardDescriptor) {
+        if self.history.lock().moves_range(after.shard, index, after.epoch.range) {
+            self.counts.range_changes += 1;
+            self.counts.merges += 1;
+        }
+        let frozen = (merge.source, merge.source_epoch);
+        assert!(!self.thawed.contains(&frozen), "{} is merged, and has its keys again", merge.source);
+        let into = *self.merged.entry(frozen).or_insert(after.shard);
+        assert_eq!(into, after.shard, "{} is merged into two shards", merge.source);
+        assert_eq!(after.range.end, merge.source_range.end, "{} lacks keys that it took over", after.shard);
     }
 
     /// Checks the split of a shard, of which this is the descriptor after it.
@@ -345,10 +396,6 @@ impl Checks {
             return;
         }
         self.committed.insert((shard, entry.index), found);
-        if entry.kind == EntryKind::Shard && ShardChange::decode(&entry.context) == Ok(ShardChange::Bump) {
-            let _ = self.history.lock().changes_range(shard, entry.index);
-            self.counts.range_changes += 1;
-        }
         self.counts.commits += 1;
         let [newest, before] = self.confs.entry(shard).or_insert_with(|| [conf.clone(), conf.clone()]);
         if newest != conf {

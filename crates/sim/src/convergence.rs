@@ -62,6 +62,7 @@ impl World {
             .or_else(|| self.flawed())
             .or_else(|| meta.running().next().map(|operation| format!("{} has not ended", operation.id)))
             .or_else(|| meta.shards().find_map(|record| self.unconverged_shard(&meta, record.id, lag_max)))
+            .or_else(|| self.left_over(&meta))
     }
 
     /// Which replica would not open again, because objects of its checkpoint are damaged, found or not. The
@@ -94,6 +95,13 @@ impl World {
             }
         }
         None
+    }
+
+    /// Which replica is of a shard that is gone.
+    fn left_over(&self, meta: &MetaState) -> Option<String> {
+        let held = self.nodes.values().filter(|node| !node.retired).flat_map(|node| node.status());
+        let gone = held.into_iter().find(|replica| meta.shard(replica.shard).is_none());
+        gone.map(|replica| format!("{} of {}, which is gone, still exists", replica.replica, replica.shard))
     }
 
     fn unconverged_shard(&self, meta: &MetaState, shard: ShardId, lag_max: u64) -> Option<String> {

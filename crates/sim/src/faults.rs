@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_meta::{
     CollectionSettings, MetaCommand, NodeRecord, NodeRole, NodeState, OperationChange, OperationReason, OperationState,
-    SPLIT_BYTES,
+    SPLIT_BYTES, ShardRecord,
 };
 use flotilla_replication::{Input, Role, ShardChange};
 use flotilla_storage::{Log as _, LogEvidence};
@@ -84,6 +84,8 @@ enum Active {
     Draining(NodeId),
     /// A move, which is left alone, paused or cancelled by this number.
     Moving(ShardId, u64),
+    /// A merge into this shard, which is left alone or cancelled by this number.
+    Merging(ShardId, u64),
     Paused(OperationId),
     /// Shards are split when they have more than a few bytes.
     SplittingBySize(CollectionId),
@@ -253,6 +255,7 @@ impl World {
             Fault::Drain => self.drain(id)?,
             Fault::Move => self.move_replica(which)?,
             Fault::Split => self.split_shard(which)?,
+            Fault::Merge => self.merge_shards(which)?,
             Fault::SplitBySize => self.split_by_size(which)?,
         })
     }
@@ -353,6 +356,42 @@ impl World {
         self.note(format!("{shard} is ordered to split at {at:?}"));
         self.order(MetaCommand::SplitShard { shard, at, epoch, reason: OperationReason::Operator }, FollowUp::Nothing);
         Some(Active::Nothing)
+    }
+
+    /// Orders the merge of a shard with its right neighbour, if both have replicas on the same nodes and shards can be
+    /// merged.
+    fn merge_shards(&mut self, which: u64) -> Option<Active> {
+        let meta = self.newest_metadata()?;
+        if meta.cluster_version() < ClusterVersion::MERGES {
+            return None;
+        }
+        let nodes =
+            |record: &ShardRecord| record.descriptor.replicas.iter().map(|held| held.node).collect::<BTreeSet<_>>();
+        let shards: Vec<_> = meta.shards().filter(|shard| shard.id != ShardId::META).collect();
+        let is_flawed = |record: &ShardRecord| self.faults.flawed.contains(&record.id);
+        let pairs = shards.iter().flat_map(|left| shards.iter().map(move |right| (*left, *right)));
+        let fits = |(left, right): &(&ShardRecord, &ShardRecord)| {
+            left.collection == right.collection
+                && left.descriptor.range.end == right.descriptor.range.start
+                && nodes(left) == nodes(right)
+                && !is_flawed(left)
+                && !is_flawed(right)
+        };
+        let pairs: Vec<_> = pairs.filter(fits).collect();
+        let (left, right) = *pairs.get(which as usize % pairs.len().max(1))?;
+        self.note(format!("{} is ordered to be merged into {}", right.id, left.id));
+        let (left, right) = [left, right].map(|record| (record.id, record.descriptor.epoch)).into();
+        self.order(MetaCommand::MergeShards { left, right }, FollowUp::Nothing);
+        Some(Active::Merging(left.0, which))
+    }
+
+    /// Leaves a merge alone, or cancels it.
+    fn change_merge(&mut self, left: ShardId, which: u64) {
+        let meta = self.newest_metadata();
+        let operation = meta.and_then(|meta| Some(meta.shard(left)?.merge.as_ref()?.operation));
+        if let Some(operation) = operation.filter(|_| which >> 24 & 3 == 0) {
+            self.change_operation(operation, OperationChange::Cancel);
+        }
     }
 
     /// Has shards split once they have a few records, once nodes do so.
@@ -496,6 +535,7 @@ impl World {
             Active::Nothing => {}
             Active::Draining(id) => self.set_node_state(id, NodeState::Active),
             Active::Moving(shard, which) => self.change_move(shard, which),
+            Active::Merging(left, which) => self.change_merge(left, which),
             Active::Paused(operation) => self.resume_move(operation),
             Active::Restart(id) => {
                 self.crash(id);

@@ -134,6 +134,10 @@ impl StateMachine for Flawed {
         self.machine.split(right, records)
     }
 
+    fn merge(&mut self, whole: &KeyRange, right: &[u8]) -> Result<(), MachineError> {
+        self.machine.merge(whole, right)
+    }
+
     fn system(&self) -> Bytes {
         self.machine.system()
     }

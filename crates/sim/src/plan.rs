@@ -133,13 +133,16 @@ pub enum Fault {
     Move,
     /// An operator splits a shard.
     Split,
+    /// An operator merges two shards, and may cancel that.
+    Merge,
     /// Shards are split by themselves, once they have grown a little.
     SplitBySize,
 }
 
 impl Fault {
     /// Every kind but [`Fault::RangeChange`], [`Fault::Drain`], [`Fault::ObjectRots`], [`Fault::SlowSource`],
-    /// [`Fault::Flaw`], [`Fault::Move`], [`Fault::Split`] and [`Fault::SplitBySize`], which are drawn apart.
+    /// [`Fault::Flaw`], [`Fault::Move`], [`Fault::Split`], [`Fault::Merge`] and [`Fault::SplitBySize`], which are drawn
+    /// apart.
     /// The order matters: seeds draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
@@ -278,6 +281,11 @@ impl Plan {
         }
         let roles = [None, Some(NodeRole::Gateway), Some(NodeRole::Gateway), Some(NodeRole::Storage { weight: 3 })];
         plan.joining = *roles.choose(&mut rng).unwrap_or(&None);
+        if rng.random_bool(0.7) {
+            for _ in 0..rng.random_range(1..5) {
+                plan.add_some(&mut rng, Fault::Merge, [20, 150, 1_500]);
+            }
+        }
         plan
     }
 
