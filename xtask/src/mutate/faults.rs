@@ -3,6 +3,7 @@
 mod clients;
 mod cluster;
 mod consensus;
+mod merges;
 mod replication;
 mod splits;
 mod state;
@@ -43,9 +44,18 @@ pub(super) struct Fault {
 
 /// Every fault.
 pub(super) fn all() -> impl Iterator<Item = &'static Fault> {
-    [consensus::FAULTS, replication::FAULTS, state::FAULTS, splits::FAULTS, cluster::FAULTS, clients::FAULTS, FAULTS]
-        .into_iter()
-        .flatten()
+    [
+        consensus::FAULTS,
+        replication::FAULTS,
+        state::FAULTS,
+        splits::FAULTS,
+        merges::FAULTS,
+        cluster::FAULTS,
+        clients::FAULTS,
+        FAULTS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Mistakes in what serves clients and operators.
