@@ -8,8 +8,8 @@ use super::{
     tests::{apply, cluster_of, refused},
 };
 use crate::{
-    Field, MetaCommand, MetaRefusal, MetaReply, MetaState, OperationChange, OperationReason, OperationState,
-    OperationWork, PlannedMerge, ReplicaStatus, ShardRecord, ValueSettings,
+    CollectionSettings, Field, MetaCommand, MetaRefusal, MetaReply, MetaState, OperationChange, OperationReason,
+    OperationState, OperationWork, PlannedMerge, ReplicaStatus, ShardRecord,
 };
 
 const LEFT: ShardId = ShardId(1);
@@ -26,7 +26,7 @@ fn cluster_on(nodes: [[u64; 3]; 3]) -> MetaState {
         buckets: 9,
         replicas: 3,
         initial_nodes: nodes.map(|nodes| nodes.map(NodeId).to_vec()).to_vec(),
-        values: ValueSettings::NONE,
+        settings: CollectionSettings::NONE,
     };
     let shards = vec![LEFT, RIGHT, NEXT];
     assert_eq!(apply(&mut state, &create), MetaReply::Collection { collection: CollectionId(1), shards });
@@ -128,7 +128,7 @@ fn only_settled_neighbours_on_the_same_nodes_are_merged() {
     }
     for shard in [LEFT, RIGHT] {
         let at = [&record(&state, shard).descriptor.range.start[..], b"k"].concat().into();
-        let split = MetaCommand::SplitShard { shard, at, epoch: EPOCH };
+        let split = MetaCommand::SplitShard { shard, at, epoch: EPOCH, reason };
         assert_eq!(refused(&mut state, &split), MetaRefusal::MergePlanned(id));
         let replica = record(&state, shard).intent[0].replica;
         assert_eq!(refused(&mut state, &moves(shard, replica)), MetaRefusal::ShardChanging(shard));
