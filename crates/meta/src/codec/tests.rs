@@ -237,7 +237,7 @@ fn replies_round_trip() {
     ];
     refusals.extend((1..=19).filter_map(Field::from_number).map(MetaRefusal::Invalid));
     refusals.extend((1..=7).filter_map(Limit::from_number).map(MetaRefusal::LimitReached));
-    assert_eq!(refusals.len(), 45 + 19 + 7);
+    assert_eq!(refusals.len(), 49 + 19 + 7);
     let nested = refusals
         .iter()
         .cloned()
@@ -271,9 +271,9 @@ fn oversized_and_nested_commands_are_malformed() {
 #[test]
 fn format_versions_are_distinguished() {
     let mut bytes = MetaCommand::RevokeToken { id: TokenId(1) }.encode().to_vec();
-    bytes[0] = 9;
     let ClusterVersion(known) = VersionRange::supported().max;
-    assert_eq!(MetaCommand::decode(&bytes), Err(CodecError::Version { found: 9, known }));
+    bytes[0] = u8::try_from(known).expect("a small version") + 1;
+    assert_eq!(MetaCommand::decode(&bytes), Err(CodecError::Version { found: known + 1, known }));
     bytes[0] = 0;
     assert_eq!(MetaCommand::decode(&bytes), Err(CodecError::Malformed));
 }
@@ -304,8 +304,14 @@ fn commands_name_the_version_that_they_need() {
                 assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::VALUE_REFS));
                 continue;
             }
-            MetaCommand::SplitShard { .. } => {
-                assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::SPLITS));
+            MetaCommand::SplitShard { reason, .. } => {
+                let version = ClusterVersion::SPLITS.max(reason.since());
+                assert_eq!(need(&command), VersionNeed::InForce(version));
+                continue;
+            }
+            MetaCommand::MoveReplica { reason, .. } => {
+                let version = ClusterVersion::OPERATIONS.max(reason.since());
+                assert_eq!(need(&command), VersionNeed::InForce(version));
                 continue;
             }
             // One of the batch needs it.
@@ -313,7 +319,7 @@ fn commands_name_the_version_that_they_need() {
                 assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::MERGES));
                 continue;
             }
-            MetaCommand::MoveReplica { .. } | MetaCommand::ChangeOperation { .. } => {
+            MetaCommand::ChangeOperation { .. } => {
                 assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::OPERATIONS));
                 continue;
             }
