@@ -18,6 +18,7 @@ mod hex_id;
 mod keys;
 mod kv;
 mod limits;
+mod load;
 mod node_change;
 mod objects;
 mod operations;
@@ -44,6 +45,10 @@ pub use kv::{DeleteReply, PutReply, ScanItem, ScanPage};
 pub use limits::{
     BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, DIGEST_SHARDS_MAX, KEY_BYTES_MAX, LARGE_VALUE_BYTES_MAX, SCAN_ITEMS_DEFAULT,
     SCAN_ITEMS_MAX, TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX, VALUE_BYTES_MAX, header,
+};
+pub use load::{
+    LoadAction, LoadStep, NodeLoad, SHARD_TOP_DEFAULT, SHARD_TOP_MAX, ShardLoad, ShardOrder, ShardTop,
+    UnknownShardOrder,
 };
 pub use node_change::{NodeChange, NodeVerb, UnknownNodeVerb};
 pub use objects::{

@@ -4,8 +4,8 @@ use flotilla_api::{
     AuthorityStatus, ChangeCollection, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection,
     DecisionList, DigestList, Event, EventList, KeyId, KeyInfo, KeyList, KeyReply, KeyRequest, MergeShards, MoveShard,
     NodeChange, NodeVerb, OperationInfo, OperationList, OperationVerb, RebalanceRequest, ScrubReport, Setting,
-    SettingList, SettingRequest, ShardExplanation, ShardInfo, ShardList, SplitShard, TokenId, TokenInfo, TokenList,
-    TokenReply, TokenRequest, UpgradeStatus,
+    SettingList, SettingRequest, ShardExplanation, ShardInfo, ShardList, ShardOrder, ShardTop, SplitShard, TokenId,
+    TokenInfo, TokenList, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use reqwest::Method;
@@ -342,6 +342,15 @@ impl Client {
     /// See [`ClientError`].
     pub async fn decisions(&self, limit: usize) -> Result<DecisionList, ClientError> {
         self.call(Call::read(Method::GET, format!("/v1/cluster/decisions?limit={limit}"))).await?.json()
+    }
+
+    /// The shards that are the most work, at most `limit`: 1 to [`flotilla_api::SHARD_TOP_MAX`].
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn shard_top(&self, order: ShardOrder, limit: usize) -> Result<ShardTop, ClientError> {
+        let path = format!("/v1/cluster/shards/top?by={}&limit={limit}", order.name());
+        self.call(Call::read(Method::GET, path)).await?.json()
     }
 
     /// Recent events that the answering node remembers, oldest first.

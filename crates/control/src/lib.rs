@@ -20,13 +20,13 @@ pub use control::{Control, ControlParts, KeepEvidence, notices};
 pub use core::{
     Action, AnnounceNode, CAPACITY_SHARDS_MAX, COMPARISONS_LISTED_MAX, Capacity, ClusterView, Comparison, Comparisons,
     Consistency, DAMAGED_LISTED_MAX, DamagedReplica, Earlier, Evidence, FeedFollower, FeedStep, Fetched, Finding,
-    INCONCLUSIVE_MS_MAX, JOURNAL_MAX, JournalEntry, Leaders, Lifecycle, LocalNode, Lost, MalformedRequest, Members,
-    NodeScrub, OPERATIONS_MAX, Operation, Operations, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers,
-    Placement, PlacementQuestion, PlacementReport, Point, Reconciler, RequestKind, RequestRetry, RetryDecision,
-    RetryStep, Said, ShardAnswer, ShardConsistency, ShardError, ShardRequest, ShardStep, ShardsLed, SizeSplits,
-    TRANSFERS_MAX, UpgradeError, Verdict, View, buckets_begun, decode_answer, decode_snapshot, encode_answer,
-    feed_wait_ms, has_changes_since, liveness, may_order_to_give_up, meta_reply, next_shard_step, next_version,
-    serves_feed,
+    INCONCLUSIVE_MS_MAX, JOURNAL_MAX, JournalEntry, LOAD_SAMPLE_MS, LOAD_SHARDS_MAX, Leaders, Lifecycle, LoadMeter,
+    LocalNode, Lost, MalformedRequest, Members, NodeLoad, NodeScrub, OPERATIONS_MAX, Operation, Operations, Outcome,
+    PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, PlacementQuestion, PlacementReport, Point,
+    Reconciler, RequestKind, RequestRetry, RetryDecision, RetryStep, Said, ShardAnswer, ShardConsistency, ShardError,
+    ShardRates, ShardRequest, ShardStep, ShardsLed, SizeSplits, TRANSFERS_MAX, UpgradeError, Verdict, View,
+    buckets_begun, decode_answer, decode_snapshot, encode_answer, feed_wait_ms, has_changes_since, liveness,
+    may_order_to_give_up, meta_reply, next_shard_step, next_version, serves_feed,
 };
 pub use events::Event;
 pub use gossip::Gossip;

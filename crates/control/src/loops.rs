@@ -184,6 +184,14 @@ pub(crate) async fn placement(
     }
 }
 
+/// Measures the work of the shards that are led here.
+pub(crate) async fn load(context: Arc<Context>, cpu_used_us: Arc<dyn Fn() -> u64 + Send + Sync>) {
+    loop {
+        context.shards.measure(cpu_used_us());
+        tokio::time::sleep(Duration::from_millis(core::LOAD_SAMPLE_MS)).await;
+    }
+}
+
 fn count_verdict(verdict: &Verdict) {
     let (name, word) = match verdict {
         Verdict::Decided(decision) => ("flotilla_placement_decisions_total", decision.reason.name()),

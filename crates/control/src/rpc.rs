@@ -109,6 +109,7 @@ impl RpcServer {
             PeerRequest::Capacity => {
                 Ok(Answered { payload: self.shards.capacity_here().encode(), clock: Timestamp::ZERO })
             }
+            PeerRequest::Load => Ok(Answered { payload: self.shards.load_here().encode(), clock: Timestamp::ZERO }),
             PeerRequest::Placement(question) => {
                 let asked =
                     tokio::time::timeout(PLACEMENT_TIMEOUT, self.shards.planner().ask(question, &self.topology));

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use flotilla_meta::{Feed, MetaCommand, MetaFollower, MetaQuery, MetaReply};
 use flotilla_placement::Disk;
 use flotilla_replication::{
-    Answer, Answered, FetchError, Fetched, Freshness, Handle, RequestError, ValueTraffic, clock,
+    Answer, Answered, FetchError, Fetched, Freshness, Handle, ReplicaStatus, RequestError, Role, ValueTraffic, clock,
 };
 use flotilla_route::Heard;
 use flotilla_transport::{CallError, Class, NotSent, Transport};
@@ -16,9 +16,10 @@ use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use parking_lot::Mutex;
 
 use crate::{
-    Capacity, Comparisons, Earlier, Evidence, NodeScrub, Operations, PeerRequest, PlacementQuestion, PlacementReport,
-    RequestKind, RequestRetry, RetryDecision, RetryStep, Said, ShardAnswer, ShardError, ShardRequest, Topology, core,
-    core::may_order_to_give_up,
+    Capacity, Comparisons, Earlier, Evidence, LoadMeter, NodeLoad, NodeScrub, Operations, PeerRequest,
+    PlacementQuestion, PlacementReport, RequestKind, RequestRetry, RetryDecision, RetryStep, Said, ShardAnswer,
+    ShardError, ShardRequest, Topology, core,
+    core::{CpuMeter, may_order_to_give_up},
     placement::{self, Asker},
 };
 
@@ -69,6 +70,14 @@ pub(crate) fn scrub_here(host: &Handle, start: bool) -> NodeScrub {
 /// Reads how much disk this node has. Must be quick.
 pub type DiskReader = Arc<dyn Fn() -> Option<Disk> + Send + Sync>;
 
+/// Measures the work of this node.
+#[derive(Default)]
+struct NodeMeter {
+    cpu: CpuMeter,
+    used_milli: Option<u32>,
+    shards: LoadMeter,
+}
+
 /// A client of every shard. Cheap to clone.
 #[derive(Clone)]
 pub struct Shards {
@@ -80,6 +89,7 @@ pub struct Shards {
     /// The loop of this node that plans.
     planner: Asker,
     disk: DiskReader,
+    load: Arc<Mutex<NodeMeter>>,
 }
 
 impl Shards {
@@ -93,6 +103,7 @@ impl Shards {
             heard: Arc::default(),
             planner: placement::questions().0,
             disk: Arc::new(|| None),
+            load: Arc::default(),
         }
     }
 
@@ -155,6 +166,31 @@ impl Shards {
     pub async fn capacities(&self, timeout: Duration) -> Vec<(NodeId, Option<Capacity>)> {
         let decode = |answer| Capacity::decode(answer).ok();
         self.of_all_nodes(&PeerRequest::Capacity.encode(), timeout, decode, self.capacity_here()).await
+    }
+
+    /// Measures what the shards that are led here were asked since the last call.
+    pub(crate) fn measure(&self, cpu_used_us: u64) {
+        let now_ms = clock::monotonic_ms();
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let mut load = self.load.lock();
+        load.used_milli = load.cpu.observe(now_ms, cpu_used_us, cores);
+        load.shards.observe(now_ms, &self.host.take_demands(), cpu_used_us);
+    }
+
+    /// The work of this node.
+    pub(crate) fn load_here(&self) -> NodeLoad {
+        let status = self.host.status();
+        let is_leader =
+            |replica: &ReplicaStatus| replica.group.as_ref().is_some_and(|group| group.role == Role::Leader);
+        let mut load = self.load.lock();
+        let used_milli = load.used_milli;
+        load.shards.report(clock::monotonic_ms(), used_milli, |shard| status.of_shard(shard).any(is_leader))
+    }
+
+    /// The work of each node. `None` as for [`operations`](Self::operations).
+    pub async fn loads(&self, timeout: Duration) -> Vec<(NodeId, Option<NodeLoad>)> {
+        let decode = |answer| NodeLoad::decode(answer).ok();
+        self.of_all_nodes(&PeerRequest::Load.encode(), timeout, decode, self.load_here()).await
     }
 
     /// What each node has decided while it led the metadata group, the newest entries, at most `limit` of each.

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use flotilla_api::{
     AuthorityStatus, Blocker, ChangeCollection, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection,
     DecisionList, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, MoveShard, NodeChange, NodeVerb,
-    OperationInfo, OperationList, OperationVerb, ReplicationStats, ScrubReport, Setting, ShardExplanation, TokenId,
-    TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    OperationInfo, OperationList, OperationVerb, ReplicationStats, ScrubReport, Setting, ShardExplanation, ShardOrder,
+    ShardTop, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, OperationId, ShardId};
 use futures_util::future::BoxFuture;
@@ -169,6 +169,9 @@ pub trait Admin: Send + Sync + 'static {
 
     /// The newest decisions of placement, at most `limit`.
     fn decisions(&self, limit: usize, deadline: Instant) -> AdminFuture<'_, DecisionList>;
+
+    /// The shards that are the most work, at most `limit`, as all nodes that answer soon report.
+    fn shard_top(&self, order: ShardOrder, limit: usize, deadline: Instant) -> AdminFuture<'_, ShardTop>;
 
     /// How the scrubs of all nodes that answer soon stand. With `start`, a pass begins on each.
     fn scrub(&self, start: bool, deadline: Instant) -> AdminFuture<'_, ScrubReport>;

@@ -338,6 +338,24 @@ proptest! {
     }
 
     #[test]
+    fn weighted_nodes_converge_to_their_shares_within_one_replica(
+        weights in proptest::collection::vec(0_u32..5, 1..8),
+        shards in 0_u64..30,
+        start in any::<Index>(),
+    ) {
+        prop_assume!(weights.iter().any(|weight| *weight > 0));
+        let nodes = (1..).zip(&weights).map(|(id, weight)| PlanNode { weight: *weight, ..node(id, "") }).collect();
+        let start = start.index(weights.len()) as u64 + 1;
+        let mut input = input(nodes, (1..=shards).map(|id| shard(id, 1, &[start])).collect());
+        converge(&mut input);
+        let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
+        for (count, weight) in counts(&input).values().zip(&weights) {
+            let (have, share) = (*count as u64 * total, shards * u64::from(*weight));
+            prop_assert!(have.abs_diff(share) <= total, "{count} replicas with weight {weight} of {total}");
+        }
+    }
+
+    #[test]
     fn equal_nodes_converge_within_one_replica(nodes in 1_u64..8, shards in 0_u64..30, start in 1_u64..8) {
         let all: Vec<_> = (1..=nodes).map(|id| node(id, "")).collect();
         // Two nodes hold one replica of each shard, which stays until a third node joins.

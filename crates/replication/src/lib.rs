@@ -23,9 +23,9 @@ pub use applier::{
 pub use batch::{Batch, BatchError, refs_of};
 pub use config::{FolderTrust, HostConfig, HostConfigError, Leases, ScrubConfig, TRANSFER_RATE_MIN};
 pub use core::{
-    Answer, Answered, ApplyTask, Background, CommandRefs, Core, Count, Done, Effects, Freshness, Gather, GatherEnd,
-    Hold, Input, LEADERS_PER_ROUND, LostReason, NodeHeartbeat, Notice, Outgoing, Query, ReadCounts, ReplicaStatus,
-    Replicas, Request, RequestError, StatusUpdates, Write, first_sequence,
+    Answer, Answered, ApplyTask, Background, CommandRefs, Core, Count, Demand, Demands, Done, Effects, Freshness,
+    Gather, GatherEnd, Hold, Input, LEADERS_PER_ROUND, LostReason, NodeHeartbeat, Notice, Outgoing, Query, ReadCounts,
+    ReplicaStatus, Replicas, Request, RequestError, StatusUpdates, Write, first_sequence,
 };
 pub use flotilla_consensus::{
     ConfChange, Config as RaftConfig, Follower, Freeze, GroupStatus, Merge, Role, ShardChange, Split, Thaw,

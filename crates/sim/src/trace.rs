@@ -67,6 +67,7 @@ fn request(kind: &peer::request::Kind) -> String {
         Kind::Prefetch(_) => "prefetch".to_owned(),
         Kind::AskPlacement(ask) => format!("placement, question {} on s{}", ask.question, ask.shard),
         Kind::ReadCapacity(_) => "capacity".to_owned(),
+        Kind::ReadLoad(_) => "load".to_owned(),
         Kind::RotateAuthority(_) => "rotate the authority".to_owned(),
         Kind::CertifyClientPorts(certify) => format!("certify {}", certify.hosts.join(",")),
     }

@@ -20,6 +20,7 @@ mod last_look;
 mod leader_changes;
 mod leaders;
 mod lifecycle;
+mod load;
 mod merges;
 mod operations;
 #[cfg(test)]
@@ -54,6 +55,7 @@ pub use journal::{JOURNAL_MAX, JournalEntry, Verdict};
 pub(crate) use leader_changes::LeaderChanges;
 pub use leaders::{Leaders, TRANSFERS_MAX};
 pub use lifecycle::{Lifecycle, Lost};
+pub use load::{LOAD_SAMPLE_MS, LOAD_SHARDS_MAX, LoadMeter, NodeLoad, ShardRates};
 pub use operations::{Fetched, OPERATIONS_MAX, Operation, Operations};
 pub use peers::Peers;
 pub use placement::{Placement, liveness};

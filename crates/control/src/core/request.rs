@@ -87,6 +87,8 @@ pub enum PeerRequest {
     Placement(PlacementQuestion),
     /// How much disk the receiver has, and what its replicas take: a [`super::Capacity`].
     Capacity,
+    /// How much work the shards are that the receiver leads: a [`super::NodeLoad`].
+    Load,
     /// A certificate for the sender's client ports. The answer is the certificate in DER, if the receiver
     /// holds the authority and the metadata has these hosts among the sender's addresses.
     CertifyClientPorts {
@@ -173,6 +175,7 @@ impl PeerRequest {
                 Kind::Prefetch(peer::Prefetch { refs: refs_to_wire(&refs), deadline_ms: timeout_ms })
             }
             Self::Capacity => Kind::ReadCapacity(peer::ReadCapacity {}),
+            Self::Load => Kind::ReadLoad(peer::ReadLoad {}),
             Self::Placement(question) => Kind::AskPlacement(question.to_wire()),
             Self::RotateAuthority { timeout_ms } => {
                 Kind::RotateAuthority(peer::RotateAuthority { deadline_ms: timeout_ms })
@@ -230,6 +233,7 @@ impl PeerRequest {
                 timeout_ms: prefetch.deadline_ms.min(TIMEOUT_MS_MAX),
             },
             Kind::ReadCapacity(peer::ReadCapacity {}) => Self::Capacity,
+            Kind::ReadLoad(peer::ReadLoad {}) => Self::Load,
             Kind::AskPlacement(ask) => Self::Placement(PlacementQuestion::from_wire(&ask).ok_or(MalformedRequest)?),
             Kind::RotateAuthority(rotate) => {
                 Self::RotateAuthority { timeout_ms: rotate.deadline_ms.min(TIMEOUT_MS_MAX) }
@@ -444,6 +448,7 @@ mod tests {
             PeerRequest::ValueTraffic,
             PeerRequest::Prefetch { refs: refs(3), timeout_ms: 8 },
             PeerRequest::Capacity,
+            PeerRequest::Load,
             PeerRequest::Placement(PlacementQuestion::Explain(ShardId(4))),
             PeerRequest::Placement(PlacementQuestion::Preview),
             PeerRequest::Placement(PlacementQuestion::Rebalance),

@@ -12,9 +12,10 @@ use flotilla_api::{
     AuthorityStatus, ChangeCollection, ClusterStatus, Collection, CollectionList, ConsistencyReport, CreateCollection,
     DECISIONS_DEFAULT, DECISIONS_MAX, DIGEST_SHARDS_MAX, DecisionList, DigestList, InvalidKeyId, InvalidTokenId, KeyId,
     KeyList, KeyReply, KeyRequest, MergeShards, MoveShard, NodeChange, NodeList, NodeVerb, OperationInfo,
-    OperationList, OperationVerb, ProblemType, RebalanceRequest, ScrubReport, Setting, SettingList, SettingRequest,
-    ShardExplanation, ShardInfo, ShardList, SplitShard, TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb,
-    UnknownOperationVerb, UpgradeStatus,
+    OperationList, OperationVerb, ProblemType, RebalanceRequest, SHARD_TOP_DEFAULT, SHARD_TOP_MAX, ScrubReport,
+    Setting, SettingList, SettingRequest, ShardExplanation, ShardInfo, ShardList, ShardOrder, ShardTop, SplitShard,
+    TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb, UnknownOperationVerb, UnknownShardOrder,
+    UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use serde_json::{Value, json};
@@ -153,6 +154,19 @@ pub(super) async fn decisions(State(app): State<App>, request: Request) -> Resul
         return Err(invalid(format!("`limit` must be 1 to {DECISIONS_MAX}")));
     }
     Ok(Json(app.admin.decisions(limit, deadline(request.headers())?.into_std()).await?))
+}
+
+/// `GET /v1/cluster/shards/top?by=&limit=`.
+pub(super) async fn shard_top(State(app): State<App>, request: Request) -> Result<Json<ShardTop>, Refusal> {
+    let mut query = Query::parse(request.uri().query(), &["by", "limit"])?;
+    let order = query.text("by")?.map(|text| text.parse()).transpose();
+    let order: Option<ShardOrder> = order.map_err(|error: UnknownShardOrder| invalid(error.to_string()))?;
+    let limit = query.number("limit")?.unwrap_or(SHARD_TOP_DEFAULT);
+    if !(1..=SHARD_TOP_MAX).contains(&limit) {
+        return Err(invalid(format!("`limit` must be 1 to {SHARD_TOP_MAX}")));
+    }
+    let deadline = deadline(request.headers())?.into_std();
+    Ok(Json(app.admin.shard_top(order.unwrap_or_default(), limit, deadline).await?))
 }
 
 pub(super) async fn scrub(State(app): State<App>, request: Request) -> Result<Json<ScrubReport>, Refusal> {

@@ -100,6 +100,12 @@ fn table() -> Vec<Route> {
         ),
         route("/v1/cluster/shards", &[("/v1/cluster/shards", &["get"])], Rights::INSPECT, get(cluster::shards)),
         route(
+            "/v1/cluster/shards/top",
+            &[("/v1/cluster/shards/top", &["get"])],
+            Rights::INSPECT,
+            get(cluster::shard_top),
+        ),
+        route(
             "/v1/cluster/shards/{id}/explain",
             &[("/v1/cluster/shards/{id}/explain", &["get"])],
             Rights::INSPECT,

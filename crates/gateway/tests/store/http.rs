@@ -64,6 +64,7 @@ impl Admin for NoAdmin {
         move_shard(ShardId, MoveShard, Instant) -> AdminFuture<'_, OperationInfo>;
         change_operation(OperationId, OperationVerb, Instant) -> AdminFuture<'_, OperationInfo>;
         scrub(bool, Instant) -> AdminFuture<'_, ScrubReport>;
+        shard_top(flotilla_api::ShardOrder, usize, Instant) -> AdminFuture<'_, flotilla_api::ShardTop>;
         replication_stats(Instant) -> AdminFuture<'_, flotilla_api::ReplicationStats>;
         consistency(Instant) -> AdminFuture<'_, ConsistencyReport>;
         digests(Option<BTreeSet<ShardId>>, Instant) -> AdminFuture<'_, DigestList>;

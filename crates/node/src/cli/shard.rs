@@ -1,9 +1,10 @@
-//! `shard move|split|merge|explain|rebalance|decisions`: where shards and their replicas are, and why.
+//! `shard move|split|merge|explain|rebalance|decisions|top`: where shards and their replicas are, and why.
 
 mod follow;
 mod merges;
 mod moves;
 mod splits;
+mod top;
 
 use clap::Subcommand;
 use flotilla_api::{
@@ -47,6 +48,8 @@ pub(crate) enum ShardCommand {
             value_parser = clap::value_parser!(u16).range(1..=DECISIONS_MAX as i64))]
         limit: u16,
     },
+    /// Show the shards that are the most work now, with the nodes that lead them, and what would balance it
+    Top(top::Arguments),
 }
 
 pub(super) async fn run(command: ShardCommand, client: &Client, output: Output) -> Result<(), Failure> {
@@ -56,6 +59,7 @@ pub(super) async fn run(command: ShardCommand, client: &Client, output: Output) 
         ShardCommand::Merge(arguments) => merges::run(&arguments, client, output).await,
         ShardCommand::Explain { shard } => output.show(&client.explain_shard(shard).await?, explanation),
         ShardCommand::Rebalance { dry_run } => output.show(&client.rebalance(dry_run).await?, rebalancing),
+        ShardCommand::Top(arguments) => top::run(arguments, client, output).await,
         ShardCommand::Decisions { limit } => output.show(&client.decisions(limit.into()).await?, decisions),
     }
 }

@@ -15,8 +15,8 @@ use flotilla_api::{
     AuthorityStatus, ChangeCollection, Check, ClusterStatus, Collection, ConsistencyReport, CreateCollection,
     DecisionList, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest, MoveShard, NodeChange, NodeTraffic,
     NodeVerb, OperationInfo, OperationList, OperationVerb, RecordsDigest, ReplicaDigest, ReplicationStats, ScrubReport,
-    Setting as ApiSetting, ShardExplanation, Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest,
-    UpgradeStatus,
+    Setting as ApiSetting, ShardExplanation, ShardOrder, ShardTop, Sharding as ApiSharding, TokenInfo, TokenReply,
+    TokenRequest, UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, Store, StoreError};
@@ -37,7 +37,7 @@ use super::{
     config::{BUCKETS_DEFAULT, REPLICAS_DEFAULT, SHARDS_DEFAULT},
     consistency,
     events::Events,
-    health, metrics,
+    health, load, metrics,
     node_change::{self, Facts, disks, preflight_of, version_missing},
     operations, placement, scrub, status,
 };
@@ -540,6 +540,14 @@ impl Admin for NodeAdmin {
             let remaining = deadline.saturating_duration_since(Instant::now());
             let reports = self.shards.decisions(limit, remaining.min(REPORT_TIMEOUT)).await;
             Ok(placement::list(reports, limit, &self.topology.meta()))
+        })
+    }
+
+    fn shard_top(&self, order: ShardOrder, limit: usize, deadline: Instant) -> AdminFuture<'_, ShardTop> {
+        Box::pin(async move {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let reports = self.shards.loads(remaining.min(REPORT_TIMEOUT)).await;
+            Ok(load::top(reports, order, limit, &self.topology.meta(), |node| self.liveness(node)))
         })
     }
 

@@ -17,6 +17,7 @@ mod founding;
 mod health;
 mod inbound;
 mod join;
+mod load;
 mod machines;
 mod merges;
 mod metrics;

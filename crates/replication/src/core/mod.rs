@@ -8,6 +8,7 @@
 mod announced;
 mod checkpoints;
 mod damage;
+mod demand;
 mod effects;
 mod entry_bytes;
 mod folds;
@@ -45,6 +46,7 @@ use flotilla_types::{
 
 use crate::{FolderTrust, HostConfig};
 pub use announced::LEADERS_PER_ROUND;
+pub use demand::{Demand, Demands};
 pub use effects::{
     ApplyTask, Background, Count, Effects, Gather, Hold, LostReason, Notice, Outgoing, Query, ReplicaStatus, Write,
 };
@@ -112,6 +114,7 @@ pub struct Core<T> {
     read_nonce: u64,
     reads_started: u64,
     reads: ReadCounts,
+    demands: Demands,
     stepping_down: bool,
 }
 
@@ -162,6 +165,7 @@ impl<T> Core<T> {
             read_nonce: seed,
             reads_started: 0,
             reads: ReadCounts::default(),
+            demands: Demands::default(),
             stepping_down: false,
         };
         // All at first: what one replica lets go of, another one may need.

@@ -111,9 +111,11 @@ impl<T> Core<T> {
             }
             let timestamp = replica.clock.max(after).advance(self.wall_ms);
             let last = timestamp.plus(commands.len() as u64 - 1);
+            let (shard, count) = (replica.shard, commands.len());
             let data = Batch { timestamp, refs: refs.into_iter().collect(), commands }.encode();
             match self.raft.propose(id, data.clone(), &mut self.raft_effects) {
                 Ok(index) => {
+                    self.demands.wrote(shard, count, data.len());
                     let Some(replica) = self.replicas.get_mut(&id) else { return };
                     replica.clock = last;
                     replica.inflight.push_back((index, term, waiters));
@@ -194,6 +196,7 @@ impl<T> Core<T> {
     /// refused.
     pub(super) fn serve_confirmed(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
+        let demands = &mut self.demands;
         let delivered = replica.delivered;
         let mut waiting = std::mem::take(&mut replica.confirmed);
         waiting.retain_mut(|(index, reads)| {
@@ -208,6 +211,7 @@ impl<T> Core<T> {
                     None => queries.push(read.into()),
                 }
             }
+            demands.read(replica.shard, queries.len());
             if !queries.is_empty() {
                 replica.hand_over(ApplyTask::Read { replica: id, index: *index, queries }, effects);
             }

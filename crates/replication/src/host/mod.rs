@@ -46,7 +46,7 @@ use flotilla_consensus::{ConfChange, ShardChange};
 use flotilla_failpoints::{Place, reached};
 use flotilla_storage::{EngineError, ListRefs, Log, LogError, Remedy, StateEngine, ValueObjects, remedy};
 use flotilla_types::{ClusterVersion, Incarnation, NodeId, Refs, ReplicaId, ShardDescriptor, ShardId, Timestamp};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
 pub use digest::{Digest, DigestError};
@@ -58,8 +58,8 @@ pub use traffic::{LinkTraffic, ValueTraffic};
 pub use workers::{NotDone, Workers};
 
 use crate::{
-    Answer, Applier, CommandRefs, Core, Effects, Fingerprints, Freshness, HostConfig, Input, MachineFactory, Notice,
-    ReplicaContents, Replicas, Request, RequestError, Size, clock,
+    Answer, Applier, CommandRefs, Core, Demands, Effects, Fingerprints, Freshness, HostConfig, Input, MachineFactory,
+    Notice, ReplicaContents, Replicas, Request, RequestError, Size, clock,
     config::TRANSFER_RATE_MIN,
     work::{self, ScrubStatus},
 };
@@ -152,6 +152,8 @@ pub struct Handle {
     engine: Arc<dyn StateEngine>,
     apply: Arc<InlineExecutor<apply::Apply>>,
     transferable_leaderships: Arc<AtomicUsize>,
+    /// What was asked of the shards led here since that was last taken.
+    demands: Arc<Mutex<Demands>>,
     puller: pull::Puller,
     values: Arc<dyn ValueObjects>,
     /// How fast the node receives and sends objects.
@@ -177,6 +179,7 @@ impl Host {
         let inbox = Inbox { events, waiting: Arc::new(AtomicUsize::new(0)) };
         let status = Arc::new(RwLock::new(Replicas::default()));
         let transferable_leaderships = Arc::new(AtomicUsize::new(0));
+        let demands = Arc::default();
 
         let mut effects = Effects::default();
         let core = Core::open(
@@ -241,6 +244,7 @@ impl Host {
             fatal: parts.fatal.clone(),
             status: status.clone(),
             transferable_leaderships: transferable_leaderships.clone(),
+            demands: Arc::clone(&demands),
         };
         let workers = |orders, delayed, reclaim| background::Workers {
             orders,
@@ -281,6 +285,7 @@ impl Host {
             engine: parts.engine.clone(),
             apply: apply.clone(),
             transferable_leaderships,
+            demands,
             puller,
             values: parts.values,
             receiving,
@@ -612,6 +617,12 @@ impl Handle {
     #[must_use]
     pub fn status(&self) -> Replicas {
         self.status.read().clone()
+    }
+
+    /// What was asked of the shards led here since the last call. For one caller: it takes what it is told.
+    #[must_use]
+    pub fn take_demands(&self) -> Demands {
+        std::mem::take(&mut self.demands.lock())
     }
 
     /// The snapshots that replicas here receive.

@@ -13,11 +13,11 @@ use std::{
 
 use flotilla_failpoints::{Place, reached};
 use flotilla_storage::StateEngine;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::{Event, Reply, apply, background, frames, inline::InlineExecutor, pull, wal};
 use crate::{
-    Background, Core, Effects, HostConfig, Input, Notice, Replicas, clock,
+    Background, Core, Demands, Effects, HostConfig, Input, Notice, Replicas, clock,
     work::{Job, WalJob},
 };
 
@@ -45,6 +45,7 @@ pub(super) struct Raft {
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
     pub(super) status: Arc<RwLock<Replicas>>,
     pub(super) transferable_leaderships: Arc<AtomicUsize>,
+    pub(super) demands: Arc<Mutex<Demands>>,
 }
 
 impl Raft {
@@ -173,6 +174,10 @@ impl Raft {
         self.transferable_leaderships.store(self.core.transferable_leaderships(), Ordering::Relaxed);
         if !updates.is_empty() {
             updates.apply(&mut self.status.write());
+        }
+        let demands = self.core.take_demands();
+        if !demands.is_empty() {
+            *self.demands.lock() += demands;
         }
         metrics::counter!("flotilla_tick_visits_total").absolute(self.core.visits());
         metrics::gauge!("flotilla_resting_replicas").set(self.core.resting() as f64);

@@ -2,9 +2,9 @@
 
 use flotilla_kv::Answer;
 use flotilla_replication::{
-    ApplyTask, CommandRefs, Effects, Freshness, Input, Leases, Outgoing, ReadCounts, Request, RequestError,
+    ApplyTask, CommandRefs, Demand, Effects, Freshness, Input, Leases, Outgoing, ReadCounts, Request, RequestError,
 };
-use flotilla_types::{Message, MessageKind, NodeId, ReplicaId, Timestamp, WalSequence};
+use flotilla_types::{Message, MessageKind, NodeId, ReplicaId, ShardId, Timestamp, WalSequence};
 use rand::RngExt as _;
 
 use crate::harness::{SHARD, World, get, key, seeds, store};
@@ -328,6 +328,29 @@ fn a_read_by_lease_is_queued_after_all_committed_entries() {
     running.core.flush(now_ms, &mut later);
     let order: Vec<_> = later.apply.iter().map(|task| matches!(task, ApplyTask::Read { .. })).collect();
     assert_eq!(order, [false, true], "the write first");
+}
+
+#[test]
+fn what_a_leader_is_asked_is_counted_once_and_followers_count_nothing() {
+    let (mut world, leader) = world_with_leader(2);
+    let take = |world: &mut World, node: NodeId| -> Vec<(ShardId, Demand)> {
+        let running = world.nodes.get_mut(&node).and_then(|node| node.running.as_mut()).expect("it runs");
+        running.core.take_demands().iter().collect()
+    };
+    world.take_lease(leader);
+    take(&mut world, leader);
+    let written = world.request(leader, store(7, 1, "read", "new"), 1_000, None);
+    world.run_until(1_000, "a write", |world| world.answers.contains_key(&written));
+    for freshness in [Freshness::Strong, Freshness::Strong] {
+        let asked = world.request(leader, get(key("read")), 1_000, Some(freshness));
+        world.run_until(1_000, "an answer", |world| world.answers.contains_key(&asked));
+    }
+    let found = take(&mut world, leader);
+    let [(SHARD, Demand { commands: 1, reads: 2, bytes })] = found[..] else { panic!("{found:?}") };
+    assert!((10..500).contains(&bytes), "{bytes} bytes of an entry");
+    assert_eq!(take(&mut world, leader), [], "it was taken");
+    let followers: Vec<_> = world.nodes.keys().copied().filter(|node| *node != leader).collect();
+    assert!(followers.into_iter().all(|node| take(&mut world, node).is_empty()));
 }
 
 #[test]

@@ -213,6 +213,7 @@ impl World {
             | PeerRequest::Prefetch { .. }
             | PeerRequest::Placement(_)
             | PeerRequest::Capacity
+            | PeerRequest::Load
             | PeerRequest::Scrub { .. }
             | PeerRequest::CertifyClientPorts { .. }
             | PeerRequest::CertifyNode { .. }
