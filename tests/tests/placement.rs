@@ -2,13 +2,17 @@
 
 use std::process::Command;
 
-use flotilla_api::{DecisionList, NodeChange, NodeState, NodeVerb, PlacementAction, ProblemType, ShardExplanation};
+use flotilla_api::{
+    DecisionList, NodeChange, NodeState, NodeVerb, PlacementAction, ProblemType, ShardExplanation, ShardTop,
+};
 use flotilla_local_cluster::Cluster;
 use flotilla_types::{NodeId, ShardId};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use flotilla_tests::support::{binary, client, eventually, metrics, replicas_of, start, status};
+use flotilla_tests::support::{
+    binary, client, eventually, metrics, replicas_of, start, status, values::put_with_retries,
+};
 
 /// Runs a verb at a node. Returns its exit code and what it printed, as JSON.
 fn flotilla<T: DeserializeOwned>(cluster: &Cluster, i: usize, arguments: &[&str]) -> (i32, Option<T>) {
@@ -138,4 +142,30 @@ async fn the_placement_of_every_replica_is_explained_before_during_and_after_a_d
         decided.decisions.iter().find(is_same).map(drop).ok_or_else(|| format!("{decided:?}"))
     })
     .await;
+}
+
+#[tokio::test]
+async fn every_node_shows_the_shard_that_is_written_most_with_its_leader() {
+    let cluster = start(3).await;
+    replicated_shards(&cluster).await;
+    let first = client(&cluster, 1);
+    eventually("the shard that is written comes first", async || {
+        for number in 0..20 {
+            put_with_retries(&first, "hot", format!("{number}").as_bytes()).await;
+        }
+        let top: ShardTop = done(&cluster, 3, &["shard", "top", "--by", "writes", "--limit", "1"]);
+        let shards = status(&cluster, 1).await.shards;
+        let [hot] = &top.shards[..] else { return Err(format!("{top:?}")) };
+        let leader = shards.iter().find(|shard| shard.id == hot.shard).and_then(|shard| shard.leader);
+        let is_shown = hot.collection.as_deref() == Some("default") && hot.writes > 1.0 && hot.bytes > 0;
+        let is_whole = top.nodes.len() == 3 && led_by(&top, hot.leader) > 0;
+        if is_shown && is_whole && leader == Some(hot.leader) { Ok(()) } else { Err(format!("{top:?}")) }
+    })
+    .await;
+    assert_eq!(flotilla::<Value>(&cluster, 2, &["shard", "top", "--by", "colour"]).0, 2);
+}
+
+/// The shards in use that a node leads.
+fn led_by(top: &ShardTop, node: NodeId) -> usize {
+    top.nodes.iter().find(|found| found.node == node).map_or(0, |found| found.shards)
 }

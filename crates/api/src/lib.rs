@@ -46,10 +46,7 @@ pub use limits::{
     BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, DIGEST_SHARDS_MAX, KEY_BYTES_MAX, LARGE_VALUE_BYTES_MAX, SCAN_ITEMS_DEFAULT,
     SCAN_ITEMS_MAX, TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX, VALUE_BYTES_MAX, header,
 };
-pub use load::{
-    LoadAction, LoadStep, NodeLoad, SHARD_TOP_DEFAULT, SHARD_TOP_MAX, ShardLoad, ShardOrder, ShardTop,
-    UnknownShardOrder,
-};
+pub use load::{NodeLoad, SHARD_TOP_DEFAULT, SHARD_TOP_MAX, ShardLoad, ShardOrder, ShardTop, UnknownShardOrder};
 pub use node_change::{NodeChange, NodeVerb, UnknownNodeVerb};
 pub use objects::{
     FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FetchReply, FetchRequest, FetchedObject, FrameError, FrameKind, FrameReader,

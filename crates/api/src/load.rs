@@ -64,37 +64,6 @@ pub struct ShardTop {
     /// Nodes that do not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub silent: Vec<NodeId>,
-    /// What would balance the work of the nodes, in order. Nobody does it unasked.
-    #[serde(default)]
-    pub steps: Vec<LoadStep>,
-    /// Why there are no further steps.
-    #[serde(default)]
-    pub rest: String,
-}
-
-/// A step that would relieve a node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LoadStep {
-    /// What moves.
-    pub action: LoadAction,
-    /// The shard.
-    pub shard: ShardId,
-    /// The node that is relieved.
-    pub from: NodeId,
-    /// The node that takes it over.
-    pub to: NodeId,
-    /// By how much the busier of the two falls, as a share of one CPU.
-    pub gain: f64,
-}
-
-/// What a step moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LoadAction {
-    /// The leadership.
-    Transfer,
-    /// A replica, and the leadership if it has it.
-    Move,
 }
 
 /// The work of a shard at its leader, of the last ten seconds unless said otherwise.

@@ -13,9 +13,6 @@ mod explain;
 mod explain_tests;
 mod hints;
 mod leaders;
-mod load;
-#[cfg(test)]
-mod load_tests;
 mod map;
 mod moves;
 mod plan;
@@ -33,11 +30,6 @@ pub use bucket::{bucket_of, hash_tag};
 pub use explain::{Explanation, Fate, ReplicaExplanation, ReplicaPhase};
 pub use hints::LeaderHints;
 pub use leaders::preferred_leaders;
-pub use load::{
-    EXCESS_MILLI_MIN, EXCESS_US_MIN, GAIN_MILLI_OF_DIFFERENCE, LoadLimits, LoadRest, LoadShard, LoadStep,
-    MOVE_GAIN_MILLI_MIN, MOVES_PER_NODE_MAX, NODE_NOISE_MILLI, NOISE_MILLI, ShardLoad, TRANSFER_GAIN_MILLI_MIN,
-    plan_by_load,
-};
 pub use map::{Collection, Shard, ShardMap, Sharding};
 pub use plan::{
     Change, NodeStatus, PLAN_CHANGES_MAX, Plan, PlanInput, PlanNode, PlanReplica, PlanShard, brings_closer, place, plan,

@@ -162,12 +162,7 @@ impl Planner<'_> {
 
     /// Whether the receiver has no replica of the shard, and the move would not bring its replicas closer
     /// together.
-    pub(crate) fn keeps_spread(
-        &self,
-        shard: &PlanShard,
-        replica: PlanReplica,
-        receiver: NodeId,
-    ) -> Result<(), Rejection> {
+    fn keeps_spread(&self, shard: &PlanShard, replica: PlanReplica, receiver: NodeId) -> Result<(), Rejection> {
         if shard.intent.iter().any(|held| held.node == receiver) {
             return Err(Rejection::HoldsReplica);
         }

@@ -48,7 +48,7 @@ pub(crate) enum ShardCommand {
             value_parser = clap::value_parser!(u16).range(1..=DECISIONS_MAX as i64))]
         limit: u16,
     },
-    /// Show the shards that are the most work now, with the nodes that lead them, and what would balance it
+    /// Show the shards that are the most work now, with the nodes that lead them
     Top(top::Arguments),
 }
 

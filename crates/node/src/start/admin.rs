@@ -547,7 +547,7 @@ impl Admin for NodeAdmin {
         Box::pin(async move {
             let remaining = deadline.saturating_duration_since(Instant::now());
             let reports = self.shards.loads(remaining.min(REPORT_TIMEOUT)).await;
-            Ok(load::top(reports, order, limit, &self.topology.meta(), |node| self.liveness(node)))
+            Ok(load::top(reports, order, limit, &self.topology.meta()))
         })
     }
 

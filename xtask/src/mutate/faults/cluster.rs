@@ -355,15 +355,6 @@ pub(super) const FAULTS: &[Fault] = &[
         also: None,
     },
     Fault {
-        name: "load-steps-undone-by-noise",
-        what: "a step that balances work is planned though noise would undo it",
-        file: "crates/placement/src/load.rs",
-        before: "            self.is_excessive(reverse.relative().0) && self",
-        after: "            self.is_excessive(0) && self",
-        runner: Runner::Tests("flotilla-placement"),
-        also: None,
-    },
-    Fault {
         name: "demand-counted-twice",
         what: "what a leader was asked is told again and again",
         file: "crates/replication/src/core/demand.rs",

@@ -1,7 +1,7 @@
 //! `shard top`: the shards that are the most work.
 
 use clap::{Args, ValueEnum};
-use flotilla_api::{LoadAction, SHARD_TOP_DEFAULT, SHARD_TOP_MAX, ShardOrder, ShardTop};
+use flotilla_api::{SHARD_TOP_DEFAULT, SHARD_TOP_MAX, ShardOrder, ShardTop};
 use flotilla_client::Client;
 
 use super::{Failure, Output, or_dash, table};
@@ -69,17 +69,6 @@ fn shown(top: &ShardTop) -> String {
         let silent: Vec<_> = top.silent.iter().map(ToString::to_string).collect();
         lines.push(format!("no report from: {}", silent.join(", ")));
     }
-    if !top.steps.is_empty() {
-        let rows = top.steps.iter().map(|step| {
-            let action = match step.action {
-                LoadAction::Transfer => "leadership",
-                LoadAction::Move => "replica",
-            };
-            [action.to_owned(), step.shard.to_string(), step.from.to_string(), step.to.to_string(), percent(step.gain)]
-        });
-        lines.push(format!("this would balance the work:\n{}", table(["WHAT", "SHARD", "FROM", "TO", "GAIN"], rows)));
-    }
-    lines.push(top.rest.clone());
     lines.join("\n")
 }
 
@@ -96,23 +85,9 @@ mod tests {
                 "cpu_peak": 1.5, "reads": 12.0, "writes": 0.5, "bytes": 77 }],
             "nodes": [{ "node": "n2", "cpu": 0.4, "shards": 1 }, { "node": "n3", "shards": 0 }],
             "silent": ["n7"],
-            "steps": [{ "action": "transfer", "shard": "s4", "from": "n2", "to": "n3", "gain": 0.031 }],
-            "rest": "more would follow",
         });
         let shown = shown(&serde_json::from_value(top).expect("a top"));
-        for part in [
-            "s4",
-            "12.5%",
-            "150.0%",
-            "12.0",
-            "0.5",
-            "77",
-            "40.0%",
-            "no report from: n7",
-            "leadership",
-            "3.1%",
-            "more would follow",
-        ] {
+        for part in ["s4", "12.5%", "150.0%", "12.0", "0.5", "77", "40.0%", "no report from: n7"] {
             assert!(shown.contains(part), "{part} is missing in\n{shown}");
         }
         assert!(super::shown(&ShardTop::default()).contains("no shard is used"));
