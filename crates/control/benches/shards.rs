@@ -257,6 +257,7 @@ fn replica(record: &flotilla_meta::ShardRecord) -> ReplicaStatus {
         applied: index,
         version: None,
         checkpoint: LogIndex(0),
+        frozen: None,
         usage: Usage::default(),
         damaged: false,
     }

@@ -375,7 +375,6 @@ impl Cluster {
         self.members.push(Member {
             node,
             child: None,
-            right: None,
             binary: None,
             variables: Vec::new(),
             disk,

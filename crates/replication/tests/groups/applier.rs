@@ -124,6 +124,7 @@ impl Bench {
             replica: REPLICA,
             entries,
             shard_change: None,
+            source: None,
             conf: Arc::new(ConfState::of_voters([REPLICA])),
             descriptor: Arc::new(descriptor(&[1])),
             waiters: vec![(LogIndex(self.index), vec![caller])],
