@@ -17,9 +17,8 @@ use crate::rendezvous_score;
 /// The preferred leader of every shard that has a voter on a usable node; `usable` has the weight of each.
 ///
 /// Leaders are balanced as well as the replica sets allow (±1 when every node of equal weight could lead every
-/// shard): first
-/// each shard takes the node with its best rendezvous score, then chains of transfers relieve the most loaded
-/// nodes until no such chain is left (optimal semi-matching: Harvey et al., 2006).
+/// shard): first each shard takes the node with its best rendezvous score, then chains of transfers relieve the most
+/// loaded nodes until no such chain is left (optimal semi-matching: Harvey et al., 2006).
 #[must_use]
 pub fn preferred_leaders<'a>(
     shards: impl IntoIterator<Item = &'a ShardDescriptor>,

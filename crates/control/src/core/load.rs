@@ -49,8 +49,6 @@ pub struct ShardRates {
     pub cpu_us: u64,
     /// CPU time in the last minute, in microseconds.
     pub cpu_minute_us: u64,
-    /// The part of that which is for commands.
-    pub write_minute_us: u64,
     /// The highest CPU time of a minute in the last [`PEAK_MINUTES`], in microseconds.
     pub cpu_peak_us: u64,
 }
@@ -71,31 +69,22 @@ struct Rates {
     reads: f64,
     bytes: f64,
     cpu_us: f64,
-    write_us: f64,
 }
 
 impl Rates {
     fn of(demand: Demand, unit_us: f64, elapsed_ms: f64) -> Self {
         let per_second = |sum: u64| sum as f64 * 1_000.0 / elapsed_ms;
-        let (writes, all) = units(demand);
         Self {
             commands: per_second(demand.commands),
             reads: per_second(demand.reads),
             bytes: per_second(demand.bytes),
-            cpu_us: all * unit_us * 1_000.0 / elapsed_ms,
-            write_us: writes * unit_us * 1_000.0 / elapsed_ms,
+            cpu_us: units(demand) * unit_us * 1_000.0 / elapsed_ms,
         }
     }
 
     fn scaled(self, by: f64) -> Self {
-        let Self { commands, reads, bytes, cpu_us, write_us } = self;
-        Self {
-            commands: commands * by,
-            reads: reads * by,
-            bytes: bytes * by,
-            cpu_us: cpu_us * by,
-            write_us: write_us * by,
-        }
+        let Self { commands, reads, bytes, cpu_us } = self;
+        Self { commands: commands * by, reads: reads * by, bytes: bytes * by, cpu_us: cpu_us * by }
     }
 
     fn plus(self, other: Self) -> Self {
@@ -104,15 +93,13 @@ impl Rates {
             reads: self.reads + other.reads,
             bytes: self.bytes + other.bytes,
             cpu_us: self.cpu_us + other.cpu_us,
-            write_us: self.write_us + other.write_us,
         }
     }
 }
 
-/// How much work a demand is: its commands, and all of it.
-fn units(demand: Demand) -> (f64, f64) {
-    let writes = demand.commands as f64 * COMMAND_UNITS + demand.bytes as f64 / UNIT_BYTES;
-    (writes, writes + demand.reads as f64 * READ_UNITS)
+/// How much work a demand is.
+fn units(demand: Demand) -> f64 {
+    demand.commands as f64 * COMMAND_UNITS + demand.bytes as f64 / UNIT_BYTES + demand.reads as f64 * READ_UNITS
 }
 
 /// A mean that forgets.
@@ -175,7 +162,6 @@ impl Shard {
             bytes: short.bytes as u64,
             cpu_us: short.cpu_us as u64,
             cpu_minute_us: long.cpu_us as u64,
-            write_minute_us: long.write_us as u64,
             cpu_peak_us: peaks.fold(long.cpu_us, f64::max) as u64,
         }
     }
@@ -196,7 +182,7 @@ impl LoadMeter {
         // Nobody knows over which time the first demands came.
         let Some((since_ms, before_us)) = last.filter(|(since_ms, _)| *since_ms < now_ms) else { return };
         let elapsed_ms = now_ms - since_ms;
-        let all: f64 = demands.iter().map(|(_, demand)| units(demand).1).sum();
+        let all: f64 = demands.iter().map(|(_, demand)| units(demand)).sum();
         let unit_us = (cpu_used_us.saturating_sub(before_us) as f64 / all.max(1.0)).min(UNIT_US_MAX);
         for (id, demand) in demands.iter() {
             let new = || Shard {
@@ -227,18 +213,8 @@ impl NodeLoad {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let shards = self.shards.iter().take(LOAD_SHARDS_MAX).map(|(shard, rates)| {
-            let ShardRates { commands_milli, reads_milli, bytes, cpu_us, cpu_minute_us, write_minute_us, cpu_peak_us } =
-                *rates;
-            peer::ShardRates {
-                shard: shard.0,
-                commands_milli,
-                reads_milli,
-                bytes,
-                cpu_us,
-                cpu_minute_us,
-                write_minute_us,
-                cpu_peak_us,
-            }
+            let ShardRates { commands_milli, reads_milli, bytes, cpu_us, cpu_minute_us, cpu_peak_us } = *rates;
+            peer::ShardRates { shard: shard.0, commands_milli, reads_milli, bytes, cpu_us, cpu_minute_us, cpu_peak_us }
         });
         encode(&peer::NodeLoad { used_milli: self.used_milli, shards: shards.collect() })
     }
@@ -250,13 +226,10 @@ impl NodeLoad {
     pub fn decode(bytes: Bytes) -> Result<Self, WireError> {
         let peer::NodeLoad { used_milli, shards } = decode(bytes)?;
         let rates = |shard: peer::ShardRates| {
-            let peer::ShardRates { commands_milli, reads_milli, bytes, cpu_us, cpu_minute_us, .. } = shard;
-            // A part is never more than the whole.
-            let write_minute_us = shard.write_minute_us.min(cpu_minute_us);
-            let cpu_peak_us = shard.cpu_peak_us;
-            let rates =
-                ShardRates { commands_milli, reads_milli, bytes, cpu_us, cpu_minute_us, write_minute_us, cpu_peak_us };
-            (ShardId(shard.shard), rates)
+            let peer::ShardRates { shard, commands_milli, reads_milli, bytes, cpu_us, cpu_minute_us, cpu_peak_us } =
+                shard;
+            let rates = ShardRates { commands_milli, reads_milli, bytes, cpu_us, cpu_minute_us, cpu_peak_us };
+            (ShardId(shard), rates)
         };
         Ok(Self { used_milli, shards: shards.into_iter().take(LOAD_SHARDS_MAX).map(rates).collect() })
     }
@@ -303,7 +276,6 @@ mod tests {
                 for found in [rates.cpu_us, rates.cpu_minute_us, rates.cpu_peak_us] {
                     assert!(found.abs_diff(cpu_us) <= 1, "{seconds} s: {found}, not {cpu_us}");
                 }
-                assert!(rates.write_minute_us.abs_diff(cpu_us / 2) <= 1, "{rates:?}");
                 assert!(rates.commands_milli.abs_diff(100_000 * share) <= 1, "{rates:?}");
                 assert!(rates.reads_milli.abs_diff(500_000 * share) <= 1, "{rates:?}");
                 assert!(rates.bytes.abs_diff(100 * 1_024 * share) <= 1, "{rates:?}");
@@ -349,7 +321,7 @@ mod tests {
         attack(1_000, mutated(Just(valid)), |bytes| {
             let length = bytes.len();
             if let Ok(report) = Proportion::DEFAULT.of(length, || NodeLoad::decode(bytes.into())) {
-                assert!(report.shards.iter().all(|(_, rates)| rates.write_minute_us <= rates.cpu_minute_us));
+                assert!(report.shards.len() <= LOAD_SHARDS_MAX);
             }
         });
         let many = NodeLoad { used_milli: None, shards: vec![(HOT, ShardRates::default()); LOAD_SHARDS_MAX + 1] };

@@ -196,6 +196,10 @@ fn alternative(rejected: &Rejected, from: Option<NodeId>, meta: &MetaState) -> A
         Rejection::Hash => "suits as well; the hash of shard and node decided".to_owned(),
         Rejection::WithinThreshold { difference, limit } => {
             let from = from.map_or_else(|| "the other node".to_owned(), |from| from.to_string());
+            if difference <= 0 {
+                let detail = format!("{from} does not hold more than it for its weight");
+                return Alternative { node, reason: why.name().to_owned(), detail };
+            }
             format!(
                 "difference below the threshold: {from} has {} more than it for its weight, and may have {}",
                 thousandths(difference),
