@@ -54,6 +54,7 @@ mod roles;
 mod rolled_back;
 mod scrub;
 mod secure;
+mod shard_merges;
 mod shard_moves;
 mod size_splits;
 mod snapshot;

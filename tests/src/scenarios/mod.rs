@@ -348,6 +348,14 @@ pub const ALL: &[Scenario] = &[
         ..BASE
     },
     Scenario {
+        name: "shards_are_merged_while_nodes_are_killed",
+        about: "shards are split and merged again in any order; nodes are killed in between",
+        set: Set::Short,
+        arguments: &["--shards", "1"],
+        fault: fault!(shape::merge_and_kill),
+        ..BASE
+    },
+    Scenario {
         name: "a_node_joins_over_a_bad_network",
         about: "a fourth node joins while packets are lost and delayed",
         needs: Needs::Proxy,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use flotilla_api::SplitShard;
+use flotilla_api::{MergeShards, SplitShard};
 use flotilla_local_cluster::{Link, WipeScope};
 use flotilla_types::ShardId;
 use tokio::time::{Instant, sleep};
@@ -89,6 +89,73 @@ pub(super) async fn split_and_kill(testbed: &mut Testbed) -> anyhow::Result<()> 
             return testbed.wait_completed(100).await;
         }
         ensure!(start.elapsed() < SPLIT_WITHIN, "{shards} shards after {ordered} splits of {before}");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Splits and merges that a run orders.
+const RESHAPES: usize = 20;
+/// How long they may take in all.
+const RESHAPE_WITHIN: Duration = Duration::from_secs(120);
+
+/// Merges the last two shards of `parted` that a split has parted, or splits any other data shard. `false` if that could
+/// not be ordered now.
+async fn reshape(testbed: &mut Testbed, through: usize, parted: &mut Vec<(ShardId, ShardId)>) -> anyhow::Result<bool> {
+    let client = testbed.client(through)?;
+    if testbed.rng.below(2) == 0
+        && let Some((left, right)) = parted.last().copied()
+    {
+        let shards = match client.status().await {
+            Ok(status) => status.shards,
+            Err(_) => return Ok(false),
+        };
+        if !shards.iter().any(|shard| shard.id == right) {
+            // The split was not carried out yet, or an earlier order has merged them.
+            parted.pop();
+            return Ok(false);
+        }
+        // The next look says whether it came about: a kill may abort it.
+        return Ok(client.merge_shards(left, MergeShards { right }).await.is_ok());
+    }
+    let Ok(status) = client.status().await else { return Ok(false) };
+    let shards: Vec<_> = status.shards.iter().map(|shard| shard.id).filter(|shard| *shard != ShardId::META).collect();
+    ensure!(!shards.is_empty(), "no shard");
+    let shard = shards[testbed.rng.below(shards.len() as u64) as usize];
+    let Ok(operation) = client.split_shard(shard, &SplitShard::default()).await else { return Ok(false) };
+    parted.extend(operation.child.map(|child| (shard, child)));
+    Ok(true)
+}
+
+pub(super) async fn merge_and_kill(testbed: &mut Testbed) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let (mut ordered, mut parted) = (0, Vec::new());
+    while ordered < RESHAPES {
+        ensure!(start.elapsed() < RESHAPE_WITHIN, "only {ordered} changes were ordered");
+        let victim = testbed.any_node();
+        let through = testbed.others(victim)[0];
+        if !reshape(testbed, through, &mut parted).await? {
+            testbed.hold(Duration::from_millis(50)).await;
+            continue;
+        }
+        ordered += 1;
+        if ordered % 3 == 0 {
+            // From before the first step is proposed to after the last one is done.
+            let delay_ms = testbed.rng.below(400);
+            testbed.hold(Duration::from_millis(delay_ms)).await;
+            testbed.cluster.kill(victim)?;
+            testbed.hold(Duration::from_millis(500)).await;
+            testbed.cluster.start_node(victim).await?;
+        }
+    }
+    testbed.wait_recovered().await?;
+    loop {
+        let operations = testbed.client(1)?.operations().await?.operations.len();
+        if operations == 0 {
+            let shards = testbed.client(1)?.status().await?.shards.len();
+            testbed.note(format!("{ordered} splits and merges were ordered, {shards} shards in the end"));
+            return testbed.wait_completed(100).await;
+        }
+        ensure!(start.elapsed() < RESHAPE_WITHIN, "{operations} operations have not ended");
         sleep(Duration::from_millis(100)).await;
     }
 }
