@@ -587,7 +587,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "conversion-waits-for-writes",
         what: "a shard that nobody writes to does not write its expiries down after the switch",
         file: "crates/kv/src/machine.rs",
-        before: "if expiries.is_converting() { Some(0) }",
+        before: "if expiries.is_converting() || expiries.is_placing() { Some(0) }",
         after: "if expiries.is_converting() { None }",
         runner: Runner::Tests("flotilla-kv"),
         also: None,
