@@ -406,6 +406,9 @@ impl<T> Core<T> {
         let shard = checkpoint.position.descriptor.shard;
         let state = ReplicaLog { shard, hard_state, truncated: (index, term), last: index, checkpoint };
         effects.writes.push(created(id, &state));
+        if !founding {
+            self.announce_created(shard);
+        }
         self.add_replica(id, &state, false, effects);
     }
 

@@ -3,7 +3,8 @@
 //! A group at rest sends nothing (see `consensus`); the heartbeats of its leader's node stand for the
 //! leader's. So a resting follower wakes when that node falls silent, when the connection to it changes (it
 //! may have restarted), or when it says that the leader is gone. A resting leader wakes when the connection
-//! to a follower's node comes up: the follower may have restarted, and lack entries.
+//! to a follower's node comes up: the follower may have restarted, and lack entries. It also wakes when that node says
+//! that it has created the follower, empty: until it has a configuration, such a replica has no timer of its own.
 //!
 //! Replicas that were recovered from disk rest too, and depend on nothing: all of them wake after the start.
 //!
@@ -40,8 +41,8 @@ pub(super) struct RestingReplicas {
     sent_at: BTreeMap<NodeId, u64>,
     /// Nodes that fell silent, and whose dependents have been queued.
     silent: BTreeSet<NodeId>,
-    /// Shards whose groups rested under a leader here that is gone, with the number of heartbeats that still
-    /// name them.
+    /// Shards whose groups rested under a leader here that is gone, or of which an empty replica was created here, with
+    /// the number of heartbeats that still name them.
     not_led: BTreeMap<ShardId, u32>,
 }
 
@@ -147,7 +148,12 @@ impl<T> Core<T> {
         }
     }
 
-    /// A node names shards that it leads no more.
+    /// An empty replica was created, which its group may have rested without.
+    pub(super) fn announce_created(&mut self, shard: ShardId) {
+        self.rest.not_led.insert(shard, NOT_LED_ROUNDS);
+    }
+
+    /// A node names shards that it leads no more, or has empty replicas of.
     pub(super) fn wake_not_led(&mut self, from: NodeId, shards: &[ShardId]) {
         for shard in shards.iter().take(NOT_LED_MAX) {
             if let Some(id) = self.serving.get(shard)
