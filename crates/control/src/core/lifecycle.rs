@@ -130,9 +130,8 @@ impl Lifecycle {
                 }
                 Some((record, replica)) if !is_here(view.replicas, shard, replica) => {
                     settled = false;
-                    // It was here when the merge was planned, and may have been merged since.
-                    let is_merged = view.meta.merge_with(shard).is_some_and(|(left, _)| left != shard);
-                    if !is_merged && !self.comes_of_split(view.replicas, record) {
+                    if !merges::may_be_merged(view.meta, shard, replica) && !self.comes_of_split(view.replicas, record)
+                    {
                         let founding = record.is_initial(replica);
                         let descriptor = if founding { &record.initial } else { &record.descriptor };
                         actions.push(Action::Create { replica, descriptor: descriptor.clone(), founding });

@@ -13,7 +13,7 @@
 
 use flotilla_meta::{MetaCommand, MetaState, PlannedMerge};
 use flotilla_replication::{Freeze, Merge, ReplicaStatus, Replicas, ShardChange, Thaw};
-use flotilla_types::{NodeId, ShardId};
+use flotilla_types::{NodeId, ReplicaId, ShardId};
 
 use super::Action;
 
@@ -84,6 +84,16 @@ pub(super) fn reports(meta: &MetaState, me: NodeId, here: &Replicas) -> Vec<Acti
     meta.merges().filter(|(left, _)| is_here(left)).filter_map(of_plan).collect()
 }
 
+/// Whether a replica of the right shard of a merge may have been merged: it was reported, and the left shard's log has
+/// decided nothing that the metadata knows of. One that was not reported is not merged, and its shard may need it to
+/// have a leader, without whom the merge does not end.
+pub(super) fn may_be_merged(meta: &MetaState, shard: ShardId, replica: ReplicaId) -> bool {
+    meta.merge_with(shard).is_some_and(|(left, merge)| {
+        let is_undecided = meta.shard(left).is_some_and(|record| record.descriptor.epoch == merge.epoch);
+        left != shard && is_undecided && merge.frozen.contains(&replica)
+    })
+}
+
 /// Whether a replica of a shard that was merged is still needed: the one that it is to be merged into may not have come
 /// to that entry.
 pub(super) fn is_needed(meta: &MetaState, here: &Replicas, replica: &ReplicaStatus) -> bool {
@@ -103,7 +113,7 @@ mod tests {
         testing::{Meta, THEN_MS, World, leads, replica},
     };
     use flotilla_meta::OperationChange;
-    use flotilla_types::{Epoch, ReplicaId};
+    use flotilla_types::Epoch;
 
     const LATE_MS: u64 = MERGE_MS_MAX + 1;
 
