@@ -241,6 +241,25 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_that_may_have_been_merged_is_not_created_and_any_other_is() {
+        let (mut world, left, right) = world();
+        let right_replica = world.replicas.pop().expect("a replica").replica;
+        let creates = |world: &World| {
+            let actions = world.reconcile(&mut Lifecycle::default());
+            actions.iter().any(|action| matches!(action, Action::Create { replica, .. } if *replica == right_replica))
+        };
+        assert!(creates(&world), "nobody has reported it");
+        let right_epoch = plan(&world, left).right_epoch;
+        world.meta.apply(&MetaCommand::ReportFrozen { left, right_epoch, replica: right_replica });
+        assert!(!creates(&world));
+        let abort = ShardChange::Abort { epoch: plan(&world, left).epoch };
+        apply(&mut world, left, &abort);
+        report(&mut world, left);
+        assert!(world.meta.state().merge_with(right).is_some(), "the right shard waits for its keys");
+        assert!(creates(&world));
+    }
+
+    #[test]
     fn a_frozen_replica_stays_until_the_left_one_beside_it_has_come_to_the_merge() {
         let (mut world, left, right) = world();
         freeze(&mut world, right);

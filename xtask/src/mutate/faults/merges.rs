@@ -4,6 +4,15 @@ use super::{Fault, Runner};
 
 pub(super) const FAULTS: &[Fault] = &[
     Fault {
+        name: "missing-replica-of-a-shard-to-be-merged-not-created",
+        what: "a node creates no replica of a shard that is to be merged, although it never had one",
+        file: "crates/control/src/core/merges.rs",
+        before: "left != shard && is_undecided && merge.frozen.contains(&replica)",
+        after: "left != shard && is_undecided && replica != ReplicaId::NONE",
+        runner: Runner::Tests("flotilla-control"),
+        also: None,
+    },
+    Fault {
         name: "a-merge-is-for-any-epoch",
         what: "a shard is merged although its log has decided otherwise",
         file: "crates/consensus/src/shard_change/merge.rs",
