@@ -52,7 +52,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "split-replica-founded-beside-its-parent",
         what: "a node creates an empty replica although one is about to come out of a replica here",
         file: "crates/control/src/core/lifecycle.rs",
-        before: "if !merges::may_be_merged(view.meta, shard, replica) && !self.comes_of_split(view.replicas, record) {",
+        before: "if !merges::may_be_merged(view.meta, shard, replica) && !self.comes_of_split(view.replicas, record)\n                    {",
         after: "if !self.comes_of_split(view.replicas, record) || record.parent.is_some() {",
         runner: Runner::Tests("flotilla-control"),
         also: None,
