@@ -39,6 +39,13 @@ pub(super) struct Parked {
     ordered: (usize, u64),
 }
 
+impl<T> Replica<T> {
+    /// Whether a tail is parked that a leader of an earlier term has sent.
+    pub(super) fn parked_of_earlier_term(&self, term: Term) -> bool {
+        self.parked.as_ref().is_some_and(|parked| parked.term < term)
+    }
+}
+
 impl<T> Core<T> {
     /// Steps an append as far as its objects are here.
     pub(super) fn receive_append(&mut self, message: Message, effects: &mut Effects<T>) {
@@ -154,7 +161,7 @@ impl<T> Core<T> {
     }
 
     /// Drops what is parked. The leader, or another one, may send the entries again: what came stays held for a while.
-    fn drop_parked(&mut self, id: ReplicaId) {
+    pub(super) fn drop_parked(&mut self, id: ReplicaId) {
         if let Some(replica) = self.replicas.get_mut(&id) {
             replica.parked = None;
             replica.parked_kept_ms = replica.holds_parked.then_some(self.now_ms + KEPT_MS);

@@ -84,6 +84,11 @@ impl<T> Core<T> {
         replica.role = change.role;
         replica.term = change.term;
         replica.leader = change.leader;
+        // Raft takes nothing any more from the leader that sent it, and no other one may ever send it again.
+        if replica.parked_of_earlier_term(change.term) {
+            self.drop_parked(change.replica);
+        }
+        let Some(replica) = self.replicas.get_mut(&change.replica) else { return };
         let (shard, leads) = (replica.shard, replica.leads());
         if led {
             replica.fail_leader_requests(effects);
