@@ -292,8 +292,11 @@ impl World {
             assert_eq!(back, None, "{drained} is given a leadership\n{}", self.describe());
         }
         let placed = self.newest_metadata().is_none_or(|meta| {
-            let now: BTreeSet<_> = meta.desired_on(drained).map(|(shard, _)| shard.id).collect();
-            now.is_subset(&held) || !is_draining(self)
+            // What is split off a shard begins beside its replicas.
+            let is_new = |(shard, _): (&flotilla_meta::ShardRecord, _)| {
+                !held.contains(&shard.id) && shard.parent.is_none_or(|parent| !held.contains(&parent))
+            };
+            !meta.desired_on(drained).any(is_new) || !is_draining(self)
         });
         assert!(placed, "a replica was placed on {drained}");
         self.set_node_state(drained, NodeState::Active);
