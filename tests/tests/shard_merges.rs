@@ -42,6 +42,10 @@ async fn two_neighbours_are_merged_and_others_are_not() {
     for number in 0..RECORDS {
         put(&first, number).await;
     }
+    let refused = flotilla(&cluster, &["shard", "merge", "s4", "s5"]).await;
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && why.contains("shard_merges"), "{why}");
+    first.put_setting("shard_merges", 1).await.expect("a setting");
     let names: Vec<_> = shards(&cluster).await.iter().map(|shard| shard.id.to_string()).collect();
     let [left, middle, right] = &names[..] else { panic!("{names:?}") };
     for (a, b) in [(left, right), (middle, left), (left, left)] {

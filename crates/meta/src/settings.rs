@@ -24,16 +24,19 @@ pub enum Setting {
     /// many in each direction (256 KiB to 1 TB). 0 for no bound. A node that was started with a rate of its own
     /// keeps that.
     TransferBytesPerSecond,
+    /// Whether operators may merge shards (0 or 1). Off until merges pass every simulated fault.
+    ShardMerges,
 }
 
 impl Setting {
     /// Every setting.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::DeadNodeGraceMs,
         Self::MetaReplicas,
         Self::BalanceThreshold,
         Self::BalanceMovesMax,
         Self::TransferBytesPerSecond,
+        Self::ShardMerges,
     ];
 
     /// Its name.
@@ -45,6 +48,7 @@ impl Setting {
             Self::BalanceThreshold => "balance_threshold",
             Self::BalanceMovesMax => "balance_moves_max",
             Self::TransferBytesPerSecond => "transfer_bytes_per_second",
+            Self::ShardMerges => "shard_merges",
         }
     }
 
@@ -56,6 +60,7 @@ impl Setting {
                 ClusterVersion::FIRST
             }
             Self::TransferBytesPerSecond => ClusterVersion::TRANSFER_RATE,
+            Self::ShardMerges => ClusterVersion::MERGES,
         }
     }
 
@@ -67,7 +72,7 @@ impl Setting {
             Self::MetaReplicas => 3,
             Self::BalanceThreshold => 1,
             Self::BalanceMovesMax => 2,
-            Self::TransferBytesPerSecond => 0,
+            Self::TransferBytesPerSecond | Self::ShardMerges => 0,
         }
     }
 
@@ -87,6 +92,9 @@ impl Setting {
                 "bytes per second that each node receives, and sends, while replicas are moved or replaced, 0 for no \
                  bound: 0, or 262144 to 1000000000000"
             }
+            Self::ShardMerges => {
+                "whether operators may merge shards, which is not yet as well tested as the rest: 0 or 1"
+            }
         }
     }
 
@@ -98,6 +106,7 @@ impl Setting {
             Self::MetaReplicas => matches!(value, 1 | 3 | 5),
             Self::BalanceThreshold => value <= 1_000,
             Self::BalanceMovesMax => value <= 64,
+            Self::ShardMerges => value <= 1,
             Self::TransferBytesPerSecond => value == 0 || (256 << 10..=1_000_000_000_000).contains(&value),
         }
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use flotilla_api::{Encoding, OperationInfo, OperationProgress};
 use flotilla_gateway::{AdminError, StoreError};
-use flotilla_meta::{MetaCommand, MetaReply, MetaState, OperationRecord, OperationState};
+use flotilla_meta::{MetaCommand, MetaReply, MetaState, OperationRecord, OperationState, Setting};
 use flotilla_types::{ClusterVersion, Epoch, NodeId, OperationKind, OperationPhase, ShardId};
 
 use super::{admin::NodeAdmin, node_change::version_missing, operations::busy_with};
@@ -32,6 +32,11 @@ fn merge_command(meta: &MetaState, left: ShardId, right: ShardId) -> Result<Meta
     let refused = |reason: String| AdminError::from(StoreError::Refused(reason));
     if let Some(missing) = version_missing(meta, ClusterVersion::MERGES) {
         return Err(refused(missing));
+    }
+    if meta.setting(Setting::ShardMerges) == 0 {
+        let reason = "merges are turned off, because they are not yet as well tested as the rest: `flotilla setting set \
+                      shard_merges 1` turns them on";
+        return Err(refused(reason.to_owned()));
     }
     let of = |shard| -> Result<(ShardId, Epoch), AdminError> {
         let record = meta.shard(shard).ok_or(AdminError::ShardNotFound(shard))?;
