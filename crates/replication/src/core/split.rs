@@ -328,8 +328,7 @@ impl<T> Core<T> {
     /// Whether a replica is about to be created by a split that a replica here applies.
     pub(super) fn is_expected(&mut self, id: ReplicaId) -> bool {
         let Some((parent, _)) = self.unborn.expected.get(&id) else { return false };
-        let is_usable = |parent: &Box<Replica<T>>| !parent.abandoned && !parent.halted;
-        let is_expected = self.replicas.get(parent).is_some_and(is_usable);
+        let is_expected = self.replicas.get(parent).is_some_and(|parent| !parent.abandoned && !parent.halted);
         if !is_expected {
             self.unborn.expected.remove(&id);
         }
