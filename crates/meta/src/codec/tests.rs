@@ -300,8 +300,10 @@ fn commands_name_the_version_that_they_need() {
             }
             MetaCommand::SetNodeState { state, .. } => matches!(state, NodeState::Draining | NodeState::Leaving),
             MetaCommand::CreateCollection { settings: CollectionSettings::NONE, .. } => false,
-            MetaCommand::CreateCollection { .. } | MetaCommand::ChangeCollection { .. } => {
-                assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion::VALUE_REFS));
+            MetaCommand::CreateCollection { settings, .. } | MetaCommand::ChangeCollection { settings, .. } => {
+                let of_splits = settings.split_bytes.map(|_| ClusterVersion::SIZE_SPLITS);
+                let version = ClusterVersion::VALUE_REFS.max(of_splits.unwrap_or(ClusterVersion::FIRST));
+                assert_eq!(need(&command), VersionNeed::InForce(version));
                 continue;
             }
             MetaCommand::SplitShard { reason, .. } => {
