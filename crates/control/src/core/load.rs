@@ -49,7 +49,7 @@ pub struct ShardRates {
     pub cpu_us: u64,
     /// CPU time in the last minute, in microseconds.
     pub cpu_minute_us: u64,
-    /// The highest CPU time of a minute in the last [`PEAK_MINUTES`], in microseconds.
+    /// The highest CPU time of a minute in the last five, in microseconds.
     pub cpu_peak_us: u64,
 }
 
