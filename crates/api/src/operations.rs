@@ -1,4 +1,5 @@
-//! `GET /v1/cluster/operations`: what changes shards now, in the whole cluster; moves of replicas, splits and merges of shards.
+//! `GET /v1/cluster/operations`: what changes shards now, in the whole cluster; moves of replicas, splits and merges of
+//! shards.
 
 use std::{fmt, str::FromStr};
 
@@ -97,7 +98,8 @@ pub struct OperationList {
     pub silent: Vec<NodeId>,
 }
 
-/// A change of a shard. It is listed until it is done; the latest moves, splits and merges that have ended can be shown by id.
+/// A change of a shard. It is listed until it is done; the latest moves, splits and merges that have ended can be shown
+/// by id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationInfo {
     /// Of a move, a split or a merge, such as `op7`; of others kind, shard and replica, such as `add_replica.s4.r17`.

@@ -140,8 +140,8 @@ pub trait Admin: Send + Sync + 'static {
     /// What changes shards now: the reports of all nodes that answer soon.
     fn operations(&self, deadline: Instant) -> AdminFuture<'_, OperationList>;
 
-    /// A move of a replica, a split or a merge of shards, as far as all nodes that answer soon know: one under way, or one of the latest that have
-    /// ended.
+    /// A move of a replica, a split or a merge of shards, as far as all nodes that answer soon know: one under way, or
+    /// one of the latest that have ended.
     fn operation(&self, operation: OperationId, deadline: Instant) -> AdminFuture<'_, OperationInfo>;
 
     /// Begins to move a replica of a shard to another node.

@@ -588,7 +588,7 @@ impl Ready {
             }
         }
         let is_fold = matches!(shard_change, Some(ShardChange::Fold { .. }));
-        let is_frozen = makes_checkpoint(shard_change.as_ref());
+        let has_frozen = makes_checkpoint(shard_change.as_ref());
         out.inputs.push(Input::Applied {
             replica,
             index: self.position.index,
@@ -599,7 +599,7 @@ impl Ready {
             usage: engine.usage(replica),
         });
         out.inputs.extend(is_fold.then_some(Input::FoldPinned { replica }));
-        out.inputs.extend(is_frozen.then_some(Input::Frozen { replica, frozen: true }));
+        out.inputs.extend(has_frozen.then_some(Input::Frozen { replica, frozen: true }));
         Ok(())
     }
 

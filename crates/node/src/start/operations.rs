@@ -71,7 +71,8 @@ pub(super) fn busy_with(meta: &MetaState, shard: ShardId) -> Option<String> {
     })
 }
 
-/// Joins the reports of nodes, with the moves that they are parts of, the splits and the merges; a node without one is listed as silent.
+/// Joins the reports of nodes, with the moves that they are parts of, the splits and the merges; a node without one is
+/// listed as silent.
 pub(super) fn list(
     reports: Vec<(NodeId, Option<Operations>)>,
     meta: &MetaState,
