@@ -228,7 +228,8 @@ impl World {
                     let log = replicas.iter().find(|(id, _)| id == replica);
                     !log.is_some_and(|(_, log)| log.truncated.0 < *index && *index <= log.last)
                 }
-                Holder::Receiver(_)
+                Holder::Merge(_)
+                | Holder::Receiver(_)
                 | Holder::Offer { .. }
                 | Holder::Parked(_)
                 | Holder::Request { .. }

@@ -13,6 +13,8 @@ pub struct ObjectId(pub [u8; 32]);
 pub enum Holder {
     /// The durable checkpoint of a replica here.
     Checkpoint(ReplicaId),
+    /// A replica here that is about to take over the checkpoint of another one.
+    Merge(ReplicaId),
     /// A replica here that receives a snapshot.
     Receiver(ReplicaId),
     /// A snapshot that a leader here has offered to a follower.
@@ -52,7 +54,7 @@ impl Holder {
     #[must_use]
     pub const fn damages(self) -> Option<ReplicaId> {
         match self {
-            Self::Checkpoint(replica) | Self::Log { replica, .. } => Some(replica),
+            Self::Checkpoint(replica) | Self::Merge(replica) | Self::Log { replica, .. } => Some(replica),
             Self::Receiver(_)
             | Self::Offer { .. }
             | Self::Parked(_)

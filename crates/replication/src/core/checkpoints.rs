@@ -212,7 +212,7 @@ impl<T> Core<T> {
         } else {
             replica.checkpointing = Checkpointing::Idle;
             replica.checkpoint_wanted = true;
-            replica.end_split();
+            replica.end_split(id, effects);
             self.schedule.checkpointing.remove(&id);
             self.schedule.checkpoints.insert(id);
             self.resume_split(id, effects);

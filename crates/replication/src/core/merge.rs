@@ -55,6 +55,11 @@ impl<T> Core<T> {
     pub(super) fn hand_over_merge(&mut self, id: ReplicaId, mut task: ApplyTask<T>, effects: &mut Effects<T>) {
         if let ApplyTask::Apply { shard_change: Some(ShardChange::Merge(merge)), source, .. } = &mut task {
             *source = self.source_of(id, merge).cloned().map(Box::new);
+            // The right replica may make another checkpoint before this one is read.
+            if let Some(source) = source {
+                let (holder, objects) = (Holder::Merge(id), source.objects().collect());
+                effects.holds.push(Hold { holder, objects });
+            }
         }
         effects.apply.push(task);
     }
@@ -109,6 +114,7 @@ impl<T> Core<T> {
         let before = self.raft.group(id).map(|group| group.checkpoint().clone());
         let objects = before.iter().flat_map(Checkpoint::objects).chain(merged.objects()).collect();
         effects.holds.push(Hold { holder: Holder::Checkpoint(id), objects });
+        effects.holds.push(Hold::end(Holder::Merge(id)));
         Some(merged)
     }
 

@@ -426,7 +426,7 @@ impl<T> Core<T> {
             self.unverified -= usize::from(replica.unverified);
             self.raft.close(id);
             replica.fail_all(RequestError::Stopped, effects);
-            replica.end_splitting(effects);
+            replica.end_splitting(id, effects);
             Self::end_receiving(id, &mut replica, effects);
             Self::end_parked(id, &mut replica, effects);
             self.by_shard.remove(&(replica.shard, id));
@@ -505,7 +505,7 @@ impl<T> Core<T> {
         // Its unfinished checkpoint must not hold back others.
         replica.checkpointing = Checkpointing::Idle;
         replica.fail_all(RequestError::Stopped, effects);
-        replica.end_splitting(effects);
+        replica.end_splitting(id, effects);
         Self::end_receiving(id, replica, effects);
         Self::end_parked(id, replica, effects);
         let shard = replica.shard;

@@ -132,15 +132,18 @@ impl<T> Replica<T> {
     }
 
     /// Hands over what waits, whatever checkpoint is being made: the replica is not used any more.
-    pub(super) fn end_splitting(&mut self, effects: &mut Effects<T>) {
+    pub(super) fn end_splitting(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        self.end_split(id, effects);
         effects.apply.extend(self.splitting.take().into_iter().flat_map(|splitting| splitting.held_back));
     }
 
-    /// The checkpoint at a split failed.
-    pub(super) fn end_split(&mut self) {
+    /// The checkpoint at a split or a merge is not made.
+    pub(super) fn end_split(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         if let Some(splitting) = &mut self.splitting {
             splitting.under_way = None;
-            splitting.merging = None;
+            if splitting.merging.take().is_some() {
+                effects.holds.push(Hold::end(Holder::Merge(id)));
+            }
         }
     }
 }
