@@ -1,4 +1,5 @@
-//! An operator merges two neighbouring shards with `flotilla shard merge`, and is told why others cannot be.
+//! An operator merges two neighbouring shards with `flotilla shard merge`, and is told why others cannot be. What splits
+//! have left is merged once nobody uses it.
 
 use std::process::{Command, Output};
 
@@ -42,6 +43,7 @@ async fn two_neighbours_are_merged_and_others_are_not() {
     for number in 0..RECORDS {
         put(&first, number).await;
     }
+    first.put_setting("shard_merges", 0).await.expect("a setting");
     let refused = flotilla(&cluster, &["shard", "merge", "s4", "s5"]).await;
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && why.contains("shard_merges"), "{why}");
@@ -83,4 +85,35 @@ async fn two_neighbours_are_merged_and_others_are_not() {
     assert_eq!(found, 2 * RECORDS);
     let merged = flotilla(&cluster, &["shard", "merge", left, right, "--wait"]).await;
     assert!(merged.status.success(), "{merged:?}");
+}
+
+#[tokio::test]
+async fn what_was_split_is_merged_again_once_nobody_uses_it() {
+    let cluster = start(3).await;
+    let created = flotilla(&cluster, &["collection", "create", "c", "--buckets", "4", "--shards", "2"]).await;
+    assert!(created.status.success(), "{created:?}");
+    let first = client(&cluster, 1);
+    for number in 0..RECORDS {
+        put(&first, number).await;
+    }
+    let founded: Vec<_> = shards(&cluster).await.iter().map(|shard| shard.id).collect();
+    for shard in &founded {
+        let split = flotilla(&cluster, &["shard", "split", &shard.to_string(), "--wait"]).await;
+        assert!(split.status.success(), "{split:?}");
+    }
+    eventually("both are split", async || {
+        let found = shards(&cluster).await.len();
+        if found == 4 { Ok(()) } else { Err(format!("{found} shards")) }
+    })
+    .await;
+    first.put_setting("shard_merge_after_s", 1).await.expect("a setting");
+    eventually("the shards that the collection was created with are left", async || {
+        let left: Vec<_> = shards(&cluster).await.iter().map(|shard| shard.id).collect();
+        if left == founded { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+    for number in 0..RECORDS {
+        let found = first.get("c", &key(number)).await.expect("a get").expect("a record");
+        assert_eq!(found.value, number.to_string().into_bytes());
+    }
 }

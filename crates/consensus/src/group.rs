@@ -686,6 +686,7 @@ impl Group {
             conf: (*self.conf).clone(),
             followers,
             transfers_to: raft.lead_transferee.map(ReplicaId),
+            rests: self.rest.resting,
         }
     }
 
@@ -712,6 +713,7 @@ impl Group {
                 == (LogIndex(raft.raft_log.committed), self.last(), self.truncated().0)
             && status.conf == *self.conf
             && status.transfers_to == raft.lead_transferee.map(ReplicaId)
+            && status.rests == self.rest.resting
     }
 
     /// The node that holds a replica of this group, if the descriptor names it.

@@ -74,6 +74,12 @@ impl ShardChange {
         }
     }
 
+    /// Whether each replica makes a checkpoint at this change.
+    #[must_use]
+    pub fn makes_checkpoint(&self) -> bool {
+        matches!(self, Self::Split(_) | Self::Merge(_))
+    }
+
     /// The descriptor after the change, with the same replicas.
     ///
     /// # Errors

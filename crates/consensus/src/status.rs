@@ -48,6 +48,8 @@ pub struct GroupStatus {
     pub followers: Vec<Follower>,
     /// The replica that it is transferring its leadership to.
     pub transfers_to: Option<ReplicaId>,
+    /// Whether it rests: nobody has used its shard for a while.
+    pub rests: bool,
 }
 
 impl Role {

@@ -248,6 +248,7 @@ fn replica(record: &flotilla_meta::ShardRecord) -> ReplicaStatus {
         followers: if leader == me { voters.iter().map(follows).collect() } else { Vec::new() },
         conf: ConfState::of_voters(voters),
         transfers_to: None,
+        rests: true,
     };
     ReplicaStatus {
         shard: record.id,

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::{
-    AnnounceNode, DiskReader, Event, Gossip, Leaders, LocalNode, Lost, Shards, SizeSplits, Topology,
+    AnnounceNode, DiskReader, Event, Gossip, Leaders, LocalNode, Lost, Shards, SizeMerges, SizeSplits, Topology,
     core::LeaderChanges, feed, gossip, hints, loops, placement,
 };
 
@@ -136,6 +136,7 @@ impl Control {
             tokio::spawn(loops::run(context.clone(), Leaders::default())),
             tokio::spawn(loops::run(context.clone(), AnnounceNode::default())),
             tokio::spawn(loops::run(context.clone(), SizeSplits::default())),
+            tokio::spawn(loops::run(context.clone(), SizeMerges::default())),
             tokio::spawn(feed::follow(context.clone())),
             tokio::spawn(loops::contact(context.clone())),
             tokio::spawn(hints::follow(context, parts.hints)),

@@ -24,7 +24,7 @@ pub use core::{
     LocalNode, Lost, MalformedRequest, Members, NodeLoad, NodeScrub, OPERATIONS_MAX, Operation, Operations, Outcome,
     PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, PlacementQuestion, PlacementReport, Point,
     Reconciler, RequestKind, RequestRetry, RetryDecision, RetryStep, Said, ShardAnswer, ShardConsistency, ShardError,
-    ShardRates, ShardRequest, ShardStep, ShardsLed, SizeSplits, TRANSFERS_MAX, UpgradeError, Verdict, View,
+    ShardRates, ShardRequest, ShardStep, ShardsLed, SizeMerges, SizeSplits, TRANSFERS_MAX, UpgradeError, Verdict, View,
     buckets_begun, decode_answer, decode_snapshot, encode_answer, feed_wait_ms, has_changes_since, liveness,
     may_order_to_give_up, meta_reply, next_shard_step, next_version, serves_feed,
 };

@@ -401,7 +401,10 @@ impl Shards {
             let (node, range_epoch, after, timeout_ms) = match step {
                 RetryStep::Send { node, range_epoch, after, timeout_ms } => (node, range_epoch, after, timeout_ms),
                 RetryStep::Wait(pause_ms) => {
-                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(Duration::from_millis(pause_ms)) => {}
+                        () = self.topology.gone(shard), if retry.is_routed() => {}
+                    }
                     continue;
                 }
                 RetryStep::GiveUp(error) => return Err(error),

@@ -136,6 +136,13 @@ impl Topology {
         let _ = moved.wait_for(|_| self.cluster.read().is_led_by_another(shard, node)).await;
     }
 
+    /// Returns once a shard is not known (any more).
+    pub async fn gone(&self, shard: ShardId) {
+        let mut updates = self.watch();
+        // The sender lives as long as `self`.
+        let _ = updates.wait_for(|_| self.cluster.read().map().shard(shard).is_none()).await;
+    }
+
     /// Clears the leader hints that name a node which is gone or unreachable.
     pub fn clear_leader(&self, node: NodeId) {
         self.cluster.write().clear_leader(node);

@@ -235,6 +235,8 @@ pub enum MetaCommand {
         left: (ShardId, Epoch),
         /// The right one, in the same way.
         right: (ShardId, Epoch),
+        /// Why.
+        reason: OperationReason,
     },
     /// A replica of the right shard of a planned merge has its durable checkpoint where the shard was frozen for it.
     ReportFrozen {

@@ -81,6 +81,8 @@ pub enum OperationReason {
     Balance,
     /// The shard grew beyond what its collection allows.
     Size,
+    /// Nobody used the shard and its neighbour, which are small.
+    Unused,
 }
 
 impl OperationReason {
@@ -92,6 +94,7 @@ impl OperationReason {
                 ClusterVersion::OPERATIONS
             }
             Self::Size => ClusterVersion::SIZE_SPLITS,
+            Self::Unused => ClusterVersion::MERGES,
         }
     }
 

@@ -24,19 +24,23 @@ pub enum Setting {
     /// many in each direction (256 KiB to 1 TB). 0 for no bound. A node that was started with a rate of its own
     /// keeps that.
     TransferBytesPerSecond,
-    /// Whether operators may merge shards (0 or 1). Off until merges pass every simulated fault.
+    /// Whether shards may be merged (0 or 1).
     ShardMerges,
+    /// How long nobody may have used two small neighbours before they are merged, in seconds (up to a year). 0 leaves
+    /// them alone.
+    ShardMergeAfterS,
 }
 
 impl Setting {
     /// Every setting.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::DeadNodeGraceMs,
         Self::MetaReplicas,
         Self::BalanceThreshold,
         Self::BalanceMovesMax,
         Self::TransferBytesPerSecond,
         Self::ShardMerges,
+        Self::ShardMergeAfterS,
     ];
 
     /// Its name.
@@ -49,6 +53,7 @@ impl Setting {
             Self::BalanceMovesMax => "balance_moves_max",
             Self::TransferBytesPerSecond => "transfer_bytes_per_second",
             Self::ShardMerges => "shard_merges",
+            Self::ShardMergeAfterS => "shard_merge_after_s",
         }
     }
 
@@ -60,7 +65,7 @@ impl Setting {
                 ClusterVersion::FIRST
             }
             Self::TransferBytesPerSecond => ClusterVersion::TRANSFER_RATE,
-            Self::ShardMerges => ClusterVersion::MERGES,
+            Self::ShardMerges | Self::ShardMergeAfterS => ClusterVersion::MERGES,
         }
     }
 
@@ -72,7 +77,9 @@ impl Setting {
             Self::MetaReplicas => 3,
             Self::BalanceThreshold => 1,
             Self::BalanceMovesMax => 2,
-            Self::TransferBytesPerSecond | Self::ShardMerges => 0,
+            Self::TransferBytesPerSecond => 0,
+            Self::ShardMerges => 1,
+            Self::ShardMergeAfterS => 3_600,
         }
     }
 
@@ -92,8 +99,10 @@ impl Setting {
                 "bytes per second that each node receives, and sends, while replicas are moved or replaced, 0 for no \
                  bound: 0, or 262144 to 1000000000000"
             }
-            Self::ShardMerges => {
-                "whether operators may merge shards, which is not yet as well tested as the rest: 0 or 1"
+            Self::ShardMerges => "whether shards may be merged: 0 or 1",
+            Self::ShardMergeAfterS => {
+                "seconds for which nobody may have used two small neighbours before they are merged, 0 for never: 0 to \
+                 31536000"
             }
         }
     }
@@ -107,6 +116,7 @@ impl Setting {
             Self::BalanceThreshold => value <= 1_000,
             Self::BalanceMovesMax => value <= 64,
             Self::ShardMerges => value <= 1,
+            Self::ShardMergeAfterS => value <= 365 * 24 * 3_600,
             Self::TransferBytesPerSecond => value == 0 || (256 << 10..=1_000_000_000_000).contains(&value),
         }
     }

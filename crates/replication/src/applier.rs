@@ -292,7 +292,7 @@ impl<T> Applier<T> {
             ) => {
                 let committed = Committed { entries, shard_change, conf, descriptor, waiters, source };
                 let new = committed.entries.iter().filter(|entry| entry.index > ready.position.index);
-                let reads = makes_checkpoint(committed.shard_change.as_ref());
+                let reads = committed.shard_change.as_ref().is_some_and(ShardChange::makes_checkpoint);
                 match Recalled::of(&*ready.machine, &*ready.reader, new).filter(|_| !reads) {
                     Some(recalled) => {
                         if let Err(error) = ready.apply(replica, committed, recalled, &*self.engine, out) {
@@ -567,7 +567,7 @@ impl Ready {
                 out.replies.extend(replies.into_iter().zip(answers));
             }
         }
-        if failure.is_some() && makes_checkpoint(shard_change.as_ref()) {
+        if failure.is_some() && shard_change.as_ref().is_some_and(ShardChange::makes_checkpoint) {
             out.inputs.push(Input::Frozen { replica, frozen: false });
         }
         if let Some(error) = failure {
@@ -581,14 +581,14 @@ impl Ready {
             let before = std::mem::replace(&mut self.position.descriptor, descriptor);
             if let Some(change) = &shard_change {
                 let changed = self.change_shard(replica, change, &before, source.as_deref(), engine);
-                if changed.is_err() && makes_checkpoint(Some(change)) {
+                if changed.is_err() && change.makes_checkpoint() {
                     out.inputs.push(Input::Frozen { replica, frozen: false });
                 }
                 changed?;
             }
         }
         let is_fold = matches!(shard_change, Some(ShardChange::Fold { .. }));
-        let has_frozen = makes_checkpoint(shard_change.as_ref());
+        let has_frozen = shard_change.as_ref().is_some_and(ShardChange::makes_checkpoint);
         out.inputs.push(Input::Applied {
             replica,
             index: self.position.index,
@@ -688,11 +688,6 @@ impl Ready {
     }
 }
 
-/// Whether a checkpoint is made at this change, and the machine reads what memory may not have.
-fn makes_checkpoint(change: Option<&ShardChange>) -> bool {
-    matches!(change, Some(ShardChange::Split(_) | ShardChange::Merge(_)))
-}
-
 /// Adds a record that no entry has written, under a key that nobody else uses. Only tests do.
 fn add_flaw(writes: &mut WriteSet) {
     if let Some((key, value)) = writes.iter().find(|(_, value)| value.is_some()).cloned() {
@@ -758,7 +753,7 @@ fn drop_tasks<T>(tasks: impl IntoIterator<Item = ApplyTask<T>>, out: &mut Applie
     for task in tasks {
         match task {
             ApplyTask::Apply { replica, shard_change, waiters, .. } => {
-                let freezes = makes_checkpoint(shard_change.as_ref());
+                let freezes = shard_change.as_ref().is_some_and(ShardChange::makes_checkpoint);
                 out.inputs.extend(freezes.then_some(Input::Frozen { replica, frozen: false }));
                 let waiters = waiters.into_iter().flat_map(|(_, replies)| replies);
                 out.replies.extend(waiters.map(|reply| (reply, Err(RequestError::Unknown))));

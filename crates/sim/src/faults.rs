@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_meta::{
     CollectionSettings, MetaCommand, NodeRecord, NodeRole, NodeState, OperationChange, OperationReason, OperationState,
-    SPLIT_BYTES, ShardRecord,
+    SPLIT_BYTES, Setting, ShardRecord,
 };
 use flotilla_replication::{Input, Role, ShardChange};
 use flotilla_storage::{Log as _, LogEvidence};
@@ -257,6 +257,7 @@ impl World {
             Fault::Split => self.split_shard(which)?,
             Fault::Merge => self.merge_shards(which)?,
             Fault::SplitBySize => self.split_by_size(which)?,
+            Fault::MergeUnused => self.merge_unused()?,
         })
     }
 
@@ -381,7 +382,8 @@ impl World {
         let (left, right) = *pairs.get(which as usize % pairs.len().max(1))?;
         self.note(format!("{} is ordered to be merged into {}", right.id, left.id));
         let (left, right) = [left, right].map(|record| (record.id, record.descriptor.epoch)).into();
-        self.order(MetaCommand::MergeShards { left, right }, FollowUp::Nothing);
+        let reason = OperationReason::Operator;
+        self.order(MetaCommand::MergeShards { left, right, reason }, FollowUp::Nothing);
         Some(Active::Merging(left.0, which))
     }
 
@@ -405,6 +407,18 @@ impl World {
         self.note(format!("shards of more than {bytes} bytes are split"));
         self.set_split_bytes(collection, bytes);
         Some(Active::SplittingBySize(collection))
+    }
+
+    /// Has shards that came of splits merged again once nobody has used them for a second, from now on: that may be when
+    /// the load is over.
+    fn merge_unused(&mut self) -> Option<Active> {
+        if self.newest_metadata()?.cluster_version() < ClusterVersion::MERGES {
+            return None;
+        }
+        self.note("shards that nobody uses are merged");
+        let (key, value) = (Setting::ShardMergeAfterS.key().to_owned(), "1".to_owned());
+        self.order(MetaCommand::PutSetting { key, value }, FollowUp::Nothing);
+        Some(Active::Nothing)
     }
 
     fn set_split_bytes(&mut self, collection: CollectionId, bytes: u64) {

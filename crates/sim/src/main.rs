@@ -46,9 +46,6 @@ struct Arguments {
     /// Seeds to run in parallel.
     #[arg(long, default_value_t = thread::available_parallelism().map_or(1, usize::from))]
     jobs: usize,
-    /// Merge shards, too, which some seeds do not survive yet.
-    #[arg(long)]
-    merges: bool,
     /// Do not shrink the plan of the first failing seed.
     #[arg(long)]
     plain: bool,
@@ -71,10 +68,8 @@ fn main() -> ExitCode {
 fn one(seed: u64, arguments: &Arguments) -> ExitCode {
     let without: BTreeSet<_> = arguments.without.iter().copied().collect();
     let started = Instant::now();
-    let result = run(
-        seed,
-        &Options { without, merges: arguments.merges, record_events: arguments.trace.is_some(), ..Options::default() },
-    );
+    let options = Options { without, record_events: arguments.trace.is_some(), ..Options::default() };
+    let result = run(seed, &options);
     let event_log = match &result {
         Ok(report) => &report.event_log,
         Err(failure) => &failure.event_log,
@@ -142,7 +137,7 @@ fn many(seeds: Range<u64>, arguments: &Arguments) -> ExitCode {
                     if seed >= seeds.end {
                         return;
                     }
-                    match run(seed, &Options { merges: arguments.merges, ..Options::default() }) {
+                    match run(seed, &Options::default()) {
                         Ok(report) => lock(&sum).add(&report),
                         Err(failure) => {
                             let summary = failure.message.lines().next().unwrap_or_default().to_owned();

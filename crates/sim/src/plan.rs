@@ -137,12 +137,14 @@ pub enum Fault {
     Merge,
     /// Shards are split by themselves, once they have grown a little.
     SplitBySize,
+    /// Shards that came of splits are merged by themselves, once nobody has used them for a moment.
+    MergeUnused,
 }
 
 impl Fault {
     /// Every kind but [`Fault::RangeChange`], [`Fault::Drain`], [`Fault::ObjectRots`], [`Fault::SlowSource`],
-    /// [`Fault::Flaw`], [`Fault::Move`], [`Fault::Split`], [`Fault::Merge`] and [`Fault::SplitBySize`], which are drawn
-    /// apart.
+    /// [`Fault::Flaw`], [`Fault::Move`], [`Fault::Split`], [`Fault::Merge`], [`Fault::SplitBySize`] and
+    /// [`Fault::MergeUnused`], which are drawn apart.
     /// The order matters: seeds draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
@@ -285,6 +287,10 @@ impl Plan {
             for _ in 0..rng.random_range(1..5) {
                 plan.add_some(&mut rng, Fault::Merge, [20, 150, 1_500]);
             }
+        }
+        // Neither is one merged.
+        if rng.random_bool(0.4) && !plan.faults.iter().any(|planned| planned.fault == Fault::Flaw) {
+            plan.add_some(&mut rng, Fault::MergeUnused, [50, 300, 1_500]);
         }
         plan
     }

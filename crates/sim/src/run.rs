@@ -14,7 +14,7 @@ use flotilla_meta::NodeRole;
 use crate::{
     checks::Counts,
     convergence::LAG_MAX,
-    plan::{Fault, Plan, Planned},
+    plan::{Plan, Planned},
     world::World,
 };
 
@@ -30,8 +30,6 @@ pub struct Options {
     pub faults: Option<Vec<Planned>>,
     /// Faults of the plan to leave out, by index.
     pub without: BTreeSet<usize>,
-    /// Whether shards are merged, too. That is turned off in the product, too, unless an operator turns it on.
-    pub merges: bool,
     /// Whether every event is recorded as text. Slow, and large: some 100 MB for a long run.
     pub record_events: bool,
 }
@@ -110,7 +108,6 @@ pub fn run(seed: u64, options: &Options) -> Result<Report, Box<Failure>> {
         plan.load_while_forming = false;
         plan.load_ms = faults.iter().map(|planned| planned.at_ms + planned.lasts_ms + 1_000).fold(4_000, u64::max);
     }
-    plan.faults.retain(|planned| options.merges || planned.fault != Fault::Merge);
     let faults = plan.faults.len();
     let mut at = 0;
     plan.faults.retain(|_| {

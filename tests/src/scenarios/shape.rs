@@ -127,7 +127,6 @@ async fn reshape(testbed: &mut Testbed, through: usize, parted: &mut Vec<(ShardI
 }
 
 pub(super) async fn merge_and_kill(testbed: &mut Testbed) -> anyhow::Result<()> {
-    testbed.client(1)?.put_setting("shard_merges", 1).await?;
     let start = Instant::now();
     let (mut ordered, mut parted) = (0, Vec::new());
     while ordered < RESHAPES {

@@ -31,8 +31,6 @@ const REPLACE_AGAIN_MS: u64 = 10_000;
 
 /// Interval of passes, in milliseconds.
 const IDLE_MS: u64 = 200;
-/// Interval while shards are being merged, in milliseconds: keys wait for the next step.
-const MERGING_MS: u64 = 20;
 
 /// Replicas that this node may no longer use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +55,7 @@ pub struct Lifecycle {
     /// Shards of whose replicas here one is lost or damaged, is to be created or destroyed, or is newer than the
     /// metadata.
     unsettled: BTreeSet<ShardId>,
-    /// Whether shards are being merged somewhere, as of the last pass.
+    /// Whether a merge waits for a report of this node.
     merging: bool,
 }
 
@@ -212,7 +210,7 @@ fn is_here(here: &Replicas, shard: ShardId, replica: ReplicaId) -> bool {
 
 impl Reconciler for Lifecycle {
     fn interval_ms(&self) -> u64 {
-        if self.merging { MERGING_MS } else { IDLE_MS }
+        if self.merging { merges::PASS_MS } else { IDLE_MS }
     }
 
     fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
@@ -222,10 +220,8 @@ impl Reconciler for Lifecycle {
         match std::mem::take(&mut self.folder) {
             Folder::Complete => {
                 let mut actions = self.compare(view);
-                self.merging = view.meta.merges().next().is_some();
-                if self.merging {
-                    actions.append(&mut merges::reports(view.meta, view.me.node, view.replicas));
-                }
+                self.merging = merges::wait_for_report(view);
+                actions.append(&mut merges::reports(view.meta, view.me.node, view.replicas));
                 actions
             }
             Folder::RolledBack => {

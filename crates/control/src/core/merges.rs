@@ -15,11 +15,13 @@ use flotilla_meta::{MetaCommand, MetaState, PlannedMerge};
 use flotilla_replication::{Freeze, Merge, ReplicaStatus, Replicas, ShardChange, Thaw};
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
-use super::Action;
+use super::{Action, View};
 
 /// How long a merge may take from when it was planned, in milliseconds: the keys of the right shard are not served for
 /// most of that time.
 const MERGE_MS_MAX: u64 = 5_000;
+/// Interval of passes while a merge waits for a step of this node, in milliseconds: clients wait for it.
+pub(super) const PASS_MS: u64 = 2;
 
 /// The next step of the merge in which a shard led here takes part.
 pub(super) fn next_change(meta: &MetaState, leader: &ReplicaStatus, wall_ms: u64) -> Option<ShardChange> {
@@ -61,9 +63,32 @@ fn change_of_right(meta: &MetaState, left: ShardId, merge: &PlannedMerge, wall_m
 /// has changed since it was planned.
 fn must_abort(meta: &MetaState, left: ShardId, merge: &PlannedMerge, wall_ms: u64) -> bool {
     let epoch_of = |shard| meta.shard(shard).map(|record| record.descriptor.epoch);
-    let is_late = meta.operation(merge.operation).is_none_or(|operation| wall_ms > operation.started_ms + MERGE_MS_MAX);
+    let is_late = is_late(meta, merge, wall_ms);
     let is_planned_for = (epoch_of(left), epoch_of(merge.right)) == (Some(merge.epoch), Some(merge.right_epoch));
     merge.is_cancelled || is_late || !is_planned_for
+}
+
+fn is_late(meta: &MetaState, merge: &PlannedMerge, wall_ms: u64) -> bool {
+    meta.operation(merge.operation).is_none_or(|operation| wall_ms > operation.started_ms + MERGE_MS_MAX)
+}
+
+/// Whether a merge may be waiting for a step of this node as the leader of one of its shards. Visits the planned merges.
+pub(super) fn wait_for_leader(view: &View<'_>) -> bool {
+    let is_led = |shard| view.leader_of(shard).is_some();
+    let waits = |(left, merge): (ShardId, &PlannedMerge)| {
+        !is_late(view.meta, merge, view.wall_ms) && (is_led(left) || is_led(merge.right))
+    };
+    view.meta.merges().any(waits)
+}
+
+/// Whether a merge waits for this node's report of its replica of the right shard. Visits the planned merges.
+pub(super) fn wait_for_report(view: &View<'_>) -> bool {
+    let waits = |(left, merge): (ShardId, &PlannedMerge)| {
+        let here = view.replicas.of_shard(merge.right).any(|replica| !merge.frozen.contains(&replica.replica));
+        let is_decided = view.meta.shard(left).is_none_or(|record| record.descriptor.epoch != merge.epoch);
+        here && !is_decided && !is_late(view.meta, merge, view.wall_ms)
+    };
+    view.meta.merges().any(waits)
 }
 
 /// The reports of replicas here that are frozen, durable, and not known to be.

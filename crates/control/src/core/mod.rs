@@ -34,6 +34,7 @@ mod retry;
 mod routing;
 mod scrub;
 mod shards_led;
+mod size_merges;
 mod size_splits;
 mod step;
 #[cfg(test)]
@@ -66,6 +67,7 @@ pub use retry::{Earlier, RequestKind, RequestRetry, RetryDecision, RetryStep, Sh
 pub(crate) use routing::Routing;
 pub use scrub::{DAMAGED_LISTED_MAX, DamagedReplica, NodeScrub};
 pub use shards_led::ShardsLed;
+pub use size_merges::SizeMerges;
 pub use size_splits::{SizeSplits, buckets_begun};
 pub use step::{ShardStep, next_shard_step};
 pub use upgrade::{UpgradeError, next_version};

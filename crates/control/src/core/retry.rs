@@ -30,9 +30,9 @@ pub enum ShardError {
     /// The leader had no capacity until the deadline. Nothing was written.
     #[error("the shard is busy")]
     Busy,
-    /// The shard changed its range. Nothing was written; route again.
+    /// The shard changed its range, or is no more. Route again; what is known of the attempts goes with the request.
     #[error("the shard map is outdated")]
-    Stale,
+    Stale(Earlier),
     /// What a read needs is damaged on the leader's disk, and no other replica took its place in time.
     #[error("what the read needs is damaged on the disk")]
     Damaged,
@@ -146,6 +146,8 @@ pub enum RetryDecision {
 pub struct RequestRetry {
     kind: RequestKind,
     shard: ShardId,
+    /// Whether the caller routed by a range.
+    is_routed: bool,
     /// The range epoch that attempts are checked for.
     range_epoch: Option<u64>,
     after: Timestamp,
@@ -171,6 +173,7 @@ impl RequestRetry {
         Self {
             kind,
             shard,
+            is_routed: range_epoch.is_some(),
             range_epoch,
             after: Timestamp::ZERO,
             deadline_ms,
@@ -204,6 +207,12 @@ impl RequestRetry {
         Self { earlier, ..self }
     }
 
+    /// Whether the caller routed by a range, and can route again.
+    #[must_use]
+    pub fn is_routed(&self) -> bool {
+        self.is_routed
+    }
+
     /// What is known about all attempts that failed.
     #[must_use]
     pub fn earlier(&self) -> Earlier {
@@ -212,7 +221,12 @@ impl RequestRetry {
 
     /// What to do next, given the current view of the cluster.
     pub fn next(&mut self, now_ms: u64, cluster: &ClusterView) -> RetryStep {
-        let replicas = cluster.map().shard(self.shard).map(|shard| &shard.descriptor.replicas[..]).unwrap_or_default();
+        let shard = cluster.map().shard(self.shard);
+        if shard.is_none() && self.is_routed && now_ms < self.deadline_ms {
+            // It was there when the caller routed. Another shard has its keys, and what its sessions remember.
+            return RetryStep::GiveUp(ShardError::Stale(self.earlier));
+        }
+        let replicas = shard.map(|shard| &shard.descriptor.replicas[..]).unwrap_or_default();
         let nodes = replicas.iter().map(|replica| replica.node);
         match self.attempts.next(now_ms, cluster.leader(self.shard), nodes) {
             Step::Try(node) => {
@@ -257,7 +271,7 @@ impl RequestRetry {
             }
             RequestError::SnapshotExpired => return RetryDecision::GiveUp(ShardError::SnapshotExpired),
             RequestError::StaleEpoch { .. } if self.earlier == Earlier::Unproposed => {
-                return RetryDecision::GiveUp(ShardError::Stale);
+                return RetryDecision::GiveUp(ShardError::Stale(Earlier::Unproposed));
             }
             // The shard's session knows whether the attempt in doubt was applied, and is asked before the
             // range is checked; so the command goes there once more, whatever the shard's range is now.
@@ -454,18 +468,34 @@ mod tests {
     }
 
     #[test]
+    fn a_request_to_a_shard_that_is_gone_is_routed_again_with_what_is_known_of_its_attempts() {
+        let cluster = cluster_view();
+        let gone = ShardId(77);
+        for earlier in [Earlier::Unproposed, Earlier::InDoubt] {
+            let mut retry = RequestRetry::new(RequestKind::Propose, gone, Some(1), 100).after(earlier);
+            assert_eq!(retry.next(99, &cluster), RetryStep::GiveUp(ShardError::Stale(earlier)));
+        }
+        // It may be known later.
+        let mut by_id = RequestRetry::new(RequestKind::Query, gone, None, 100);
+        assert!(matches!(by_id.next(0, &cluster), RetryStep::Wait(_)));
+    }
+
+    #[test]
     fn a_request_that_wrote_nothing_is_routed_again_when_its_map_is_outdated() {
         let cluster = cluster_view();
         for kind in [RequestKind::Propose, RequestKind::Query] {
             let mut retry = RequestRetry::new(kind, SHARD, Some(1), 100);
             retry.next(0, &cluster);
-            assert_eq!(retry.on_failure(&stale(), &cluster), RetryDecision::GiveUp(ShardError::Stale));
+            assert_eq!(
+                retry.on_failure(&stale(), &cluster),
+                RetryDecision::GiveUp(ShardError::Stale(Earlier::Unproposed))
+            );
         }
         let mut retry = RequestRetry::new(RequestKind::Query, SHARD, Some(1), 100);
         retry.next(0, &cluster);
         retry.on_failure(&RequestKind::Query.error_without_answer(), &cluster);
         retry.next(1, &cluster);
-        assert_eq!(retry.on_failure(&stale(), &cluster), RetryDecision::GiveUp(ShardError::Stale));
+        assert_eq!(retry.on_failure(&stale(), &cluster), RetryDecision::GiveUp(ShardError::Stale(Earlier::Unproposed)));
     }
 
     #[test]

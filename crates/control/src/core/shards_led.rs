@@ -29,6 +29,8 @@ const IDLE_MS: u64 = 200;
 #[derive(Debug, Default)]
 pub struct ShardsLed {
     busy: bool,
+    /// Whether a merge waits for the next pass.
+    merging: bool,
     /// Whose nodes have confirmed the cluster's authority since this node started: replicas and serial
     /// numbers of authorities. A node deletes the key when its replica is gone.
     has_authority: BTreeSet<(ReplicaId, u64)>,
@@ -71,7 +73,11 @@ impl ShardsLed {
 
 impl Reconciler for ShardsLed {
     fn interval_ms(&self) -> u64 {
-        if self.busy { BUSY_MS } else { IDLE_MS }
+        match (self.merging, self.busy) {
+            (true, _) => merges::PASS_MS,
+            (false, true) => BUSY_MS,
+            (false, false) => IDLE_MS,
+        }
     }
 
     fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
@@ -143,6 +149,7 @@ impl Reconciler for ShardsLed {
         self.operations.finish();
         actions.append(&mut reports);
         self.busy = !actions.is_empty();
+        self.merging = merges::wait_for_leader(view);
         actions
     }
 

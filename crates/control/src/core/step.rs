@@ -149,6 +149,7 @@ mod tests {
             conf: ConfState { voters: ids(voters), learners: ids(learners), ..ConfState::default() },
             followers: matched.iter().map(follower).collect(),
             transfers_to: None,
+            rests: false,
         }
     }
 

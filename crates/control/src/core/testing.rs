@@ -180,7 +180,7 @@ impl Meta {
         (2..=ClusterVersion::MERGES.0).for_each(|version| self.raise_to(ClusterVersion(version)));
         let state = self.state();
         let of = |shard| (shard, state.shard(shard).expect("a shard").descriptor.epoch);
-        self.apply(&MetaCommand::MergeShards { left: of(left), right: of(right) });
+        self.apply(&MetaCommand::MergeShards { left: of(left), right: of(right), reason: OperationReason::Operator });
     }
 
     /// The shard has been split as planned. Returns its descriptor after that.
@@ -299,6 +299,7 @@ pub(crate) fn leads(shard: u64, voters: &[(u64, u64)], learners: &[(u64, u64)]) 
         conf: ConfState { voters: ids(voters), learners: ids(learners), ..ConfState::default() },
         followers: followers.collect(),
         transfers_to: None,
+        rests: false,
     };
     let mut status = replica(shard, leader.0);
     status.descriptor.replicas =

@@ -126,14 +126,14 @@ impl Store {
             ShardError::Busy => StoreError::Busy { retry_after_ms: RETRY_AFTER_MS },
             ShardError::Damaged => StoreError::Damaged { shard },
             ShardError::SnapshotExpired => StoreError::SnapshotExpired { shard },
-            ShardError::Unavailable | ShardError::Stale if clock::monotonic_ms() + 1 >= deadline_ms => {
+            ShardError::Unavailable | ShardError::Stale(_) if clock::monotonic_ms() + 1 >= deadline_ms => {
                 match self.leader(shard) {
                     Some(_) => StoreError::DeadlineExceeded { shard: Some(shard) },
                     None => StoreError::Unavailable { shard: Some(shard), leader: None },
                 }
             }
             ShardError::ObjectsMissing => StoreError::ObjectsMissing { missing: Vec::new() },
-            ShardError::Unavailable | ShardError::Stale => {
+            ShardError::Unavailable | ShardError::Stale(_) => {
                 StoreError::Unavailable { shard: Some(shard), leader: self.leader(shard) }
             }
         }

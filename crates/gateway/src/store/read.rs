@@ -252,7 +252,7 @@ impl Store {
                 .await;
             let ShardAnswer { payload: answer, node, .. } = match result {
                 Ok(answer) => answer,
-                Err(ShardError::Stale) => return Err(ReadError::Stale),
+                Err(ShardError::Stale(_)) => return Err(ReadError::Stale),
                 Err(error) => return Err(self.read_error(error, shard, deadline_ms).into()),
             };
             let answer = decode_answer(answer)

@@ -33,7 +33,7 @@ impl<'a> Rerouting<'a> {
     }
 
     /// Routes by the newest map. Waits before a route that was refused repeatedly, and while a key has no
-    /// shard: then its range has just changed, and its new shard is not known here yet.
+    /// shard: then its range has just changed, and its new shard is not known here yet. New metadata ends the wait.
     ///
     /// # Errors
     /// `route` failed for another reason, or the deadline has passed.
@@ -55,11 +55,15 @@ impl<'a> Rerouting<'a> {
             };
             match self.last_refused {
                 Some(Route { shard, .. }) if left_ms == 0 => {
-                    return Err(self.store.read_error(ShardError::Stale, shard, self.deadline_ms));
+                    return Err(self.store.read_error(ShardError::Unavailable, shard, self.deadline_ms));
                 }
                 None if left_ms == 0 => return routed,
                 _ if pause_ms == 0 => return routed,
-                _ => tokio::time::sleep(Duration::from_millis(pause_ms.min(left_ms))).await,
+                _ => {
+                    let pause = Duration::from_millis(pause_ms.min(left_ms));
+                    let mut updates = self.store.inner.shards.topology().watch();
+                    let _ = tokio::time::timeout(pause, updates.changed()).await;
+                }
             }
             paused = true;
         }

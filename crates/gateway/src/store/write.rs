@@ -184,7 +184,10 @@ impl Store {
             self.inner.shards.propose_referring(*earlier, shard, Some(range_epoch), payload, refs, deadline_ms);
         let answer = match proposed.await {
             Ok(answer) => answer,
-            Err(ShardError::Stale) => return Ok(Attempt::StaleRoute),
+            Err(ShardError::Stale(known)) => {
+                *earlier = known;
+                return Ok(Attempt::StaleRoute);
+            }
             Err(error) => return Err(self.write_error(error, shard, deadline_ms)),
         };
         *earlier = answer.earlier;

@@ -38,7 +38,7 @@ fn cluster() -> MetaState {
 }
 
 fn merges(left: ShardId, right: ShardId) -> MetaCommand {
-    MetaCommand::MergeShards { left: (left, EPOCH), right: (right, EPOCH) }
+    MetaCommand::MergeShards { left: (left, EPOCH), right: (right, EPOCH), reason: OperationReason::Operator }
 }
 
 fn begin(state: &mut MetaState) -> OperationId {
@@ -109,7 +109,8 @@ fn only_settled_neighbours_on_the_same_nodes_are_merged() {
     assert_eq!(refused(&mut state, &merges(LEFT, ShardId(9))), MetaRefusal::UnknownShard(ShardId(9)));
     let later = Epoch { range: 1, config: 2 };
     for (left, right) in [(EPOCH, later), (later, EPOCH)] {
-        let stale = MetaCommand::MergeShards { left: (LEFT, left), right: (RIGHT, right) };
+        let stale =
+            MetaCommand::MergeShards { left: (LEFT, left), right: (RIGHT, right), reason: OperationReason::Operator };
         assert_eq!(refused(&mut state, &stale), MetaRefusal::StaleEpoch { known: EPOCH });
     }
     let mut apart = cluster_on([[1, 2, 3], [1, 2, 4], [1, 2, 3]]);
@@ -156,7 +157,11 @@ fn the_report_of_a_merge_grows_one_shard_and_drops_the_other() {
     assert_eq!(state.replica_status(RIGHT, replicas[0].1), ReplicaStatus::Obsolete);
     assert_eq!((state.merges().count(), state.running().count()), (0, 0));
     // It can be merged again.
-    let again = MetaCommand::MergeShards { left: (LEFT, Epoch { range: 3, config: 1 }), right: (NEXT, EPOCH) };
+    let again = MetaCommand::MergeShards {
+        left: (LEFT, Epoch { range: 3, config: 1 }),
+        right: (NEXT, EPOCH),
+        reason: OperationReason::Operator,
+    };
     assert!(matches!(apply(&mut state, &again), MetaReply::Operation(_)));
     stored(&state);
 }

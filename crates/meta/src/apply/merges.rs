@@ -14,7 +14,13 @@ use crate::{
 };
 
 impl MetaState {
-    pub(super) fn merge_shards(&mut self, now_ms: u64, left: (ShardId, Epoch), right: (ShardId, Epoch)) -> ApplyResult {
+    pub(super) fn merge_shards(
+        &mut self,
+        now_ms: u64,
+        left: (ShardId, Epoch),
+        right: (ShardId, Epoch),
+        reason: OperationReason,
+    ) -> ApplyResult {
         let ((left, left_epoch), (right, right_epoch)) = (left, right);
         let record = self.shard(left).ok_or(MetaRefusal::UnknownShard(left))?;
         let of_right = self.shard(right).ok_or(MetaRefusal::UnknownShard(right))?;
@@ -42,7 +48,7 @@ impl MetaState {
         let replicas = pairs(record, of_right)?;
         let right_range = of_right.descriptor.range.clone();
         let work = OperationWork::Merge { right };
-        let operation = self.begin_operation(now_ms, left, work, OperationReason::Operator);
+        let operation = self.begin_operation(now_ms, left, work, reason);
         let (epoch, frozen, is_cancelled) = (left_epoch, Vec::new(), false);
         let merge = PlannedMerge { right, epoch, right_epoch, right_range, replicas, frozen, is_cancelled, operation };
         self.change_shard(left, |record| record.merge = Some(merge));

@@ -159,7 +159,7 @@ impl MetaState {
             MetaCommand::SplitShard { shard, at, epoch, reason } => {
                 self.split_shard(now_ms, *shard, at, *epoch, *reason)
             }
-            MetaCommand::MergeShards { left, right } => self.merge_shards(now_ms, *left, *right),
+            MetaCommand::MergeShards { left, right, reason } => self.merge_shards(now_ms, *left, *right, *reason),
             MetaCommand::ReportFrozen { left, right_epoch, replica } => {
                 self.report_frozen(*left, *right_epoch, *replica)
             }

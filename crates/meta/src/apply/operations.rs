@@ -35,9 +35,11 @@ impl MetaState {
         }
         let is_repair = match reason {
             OperationReason::NodeDead | OperationReason::NodeLeaving | OperationReason::NodeRemoved => true,
-            OperationReason::Operator | OperationReason::Spread | OperationReason::Balance | OperationReason::Size => {
-                false
-            }
+            OperationReason::Operator
+            | OperationReason::Spread
+            | OperationReason::Balance
+            | OperationReason::Size
+            | OperationReason::Unused => false,
         };
         let is_settled = reason != OperationReason::Operator || is_settled(record);
         let is_planned = record.split.is_some() || self.merge_with(shard).is_some();

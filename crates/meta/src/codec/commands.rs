@@ -324,6 +324,8 @@ struct MergeShardsPb {
     left: Option<ShardEpochPb>,
     #[prost(message, optional, tag = "2")]
     right: Option<ShardEpochPb>,
+    #[prost(uint32, tag = "3")]
+    reason: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -589,9 +591,11 @@ impl From<&MetaCommand> for CommandPb {
                 epoch_config: epoch.config,
                 reason: (*reason != OperationReason::Operator).then(|| operations::reason_number(*reason)),
             }),
-            MetaCommand::MergeShards { left, right } => {
-                Kind::MergeShards(MergeShardsPb { left: Some((*left).into()), right: Some((*right).into()) })
-            }
+            MetaCommand::MergeShards { left, right, reason } => Kind::MergeShards(MergeShardsPb {
+                left: Some((*left).into()),
+                right: Some((*right).into()),
+                reason: operations::reason_number(*reason),
+            }),
             MetaCommand::ReportFrozen { left, right_epoch, replica } => {
                 let left = Some((*left, *right_epoch).into());
                 Kind::ReportFrozen(ReportFrozenPb { left, replica: replica.0 })
@@ -727,9 +731,11 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
             epoch: Epoch { range: number(pb.epoch_range)?, config: number(pb.epoch_config)? },
             reason: pb.reason.map_or(Ok(OperationReason::Operator), operations::reason)?,
         },
-        Kind::MergeShards(pb) => {
-            MetaCommand::MergeShards { left: shard_epoch(pb.left)?, right: shard_epoch(pb.right)? }
-        }
+        Kind::MergeShards(pb) => MetaCommand::MergeShards {
+            left: shard_epoch(pb.left)?,
+            right: shard_epoch(pb.right)?,
+            reason: operations::reason(pb.reason)?,
+        },
         Kind::ReportFrozen(pb) => {
             let (left, right_epoch) = shard_epoch(pb.left)?;
             MetaCommand::ReportFrozen { left, right_epoch, replica: number(pb.replica)? }

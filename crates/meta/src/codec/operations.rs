@@ -142,7 +142,7 @@ const STATES: [OperationState; 5] = [
 ];
 
 /// The reasons in the order of their numbers, from 1.
-pub(super) const REASONS: [OperationReason; 7] = [
+pub(super) const REASONS: [OperationReason; 8] = [
     OperationReason::Operator,
     OperationReason::NodeDead,
     OperationReason::NodeLeaving,
@@ -150,6 +150,7 @@ pub(super) const REASONS: [OperationReason; 7] = [
     OperationReason::Spread,
     OperationReason::Balance,
     OperationReason::Size,
+    OperationReason::Unused,
 ];
 
 /// The changes in the order of their numbers, from 1.

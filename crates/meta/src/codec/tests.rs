@@ -10,7 +10,7 @@ use flotilla_values::Chunking;
 use super::*;
 use crate::{
     Addresses, CollectionSettings, Displaced, Field, JoinRequest, KeyId, Limit, MetaCommand, MetaRefusal, MetaReply,
-    NewNode, NodeRole, NodeState, PreparedAuthority, SeenNode, TokenId,
+    NewNode, NodeRole, NodeState, OperationReason, PreparedAuthority, SeenNode, TokenId,
 };
 
 fn raise() -> MetaCommand {
@@ -91,7 +91,11 @@ fn commands() -> Vec<MetaCommand> {
         commands.push(MetaCommand::MoveReplica { shard, replica, to: NodeId(3), intent_version: 2, reason });
     }
     let epoch = Epoch { range: 2, config: 9 };
-    commands.push(MetaCommand::MergeShards { left: (shard, epoch), right: (ShardId(5), epoch) });
+    commands.push(MetaCommand::MergeShards {
+        left: (shard, epoch),
+        right: (ShardId(5), epoch),
+        reason: OperationReason::Unused,
+    });
     commands.push(MetaCommand::ReportFrozen { left: shard, right_epoch: epoch, replica });
     for reason in operations::REASONS {
         let at = Bytes::from_static(b"\0\0\0\x01\0\x02k");

@@ -77,7 +77,7 @@ impl NodeAdmin {
             ShardError::Unknown => StoreError::OutcomeUnknown { shard: ShardId::META },
             ShardError::Busy => StoreError::Busy { retry_after_ms: 100 },
             ShardError::Unavailable
-            | ShardError::Stale
+            | ShardError::Stale(_)
             | ShardError::Damaged
             | ShardError::SnapshotExpired
             | ShardError::ObjectsMissing => {

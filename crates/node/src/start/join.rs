@@ -380,7 +380,7 @@ impl JoinAdmission {
             Err(
                 error @ (ShardError::Unavailable
                 | ShardError::Busy
-                | ShardError::Stale
+                | ShardError::Stale(_)
                 | ShardError::Damaged
                 | ShardError::SnapshotExpired
                 | ShardError::ObjectsMissing

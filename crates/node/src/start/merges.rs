@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use flotilla_api::{Encoding, OperationInfo, OperationProgress};
 use flotilla_gateway::{AdminError, StoreError};
-use flotilla_meta::{MetaCommand, MetaReply, MetaState, OperationRecord, OperationState, Setting};
+use flotilla_meta::{MetaCommand, MetaReply, MetaState, OperationReason, OperationRecord, OperationState, Setting};
 use flotilla_types::{ClusterVersion, Epoch, NodeId, OperationKind, OperationPhase, ShardId};
 
 use super::{admin::NodeAdmin, node_change::version_missing, operations::busy_with};
@@ -34,9 +34,7 @@ fn merge_command(meta: &MetaState, left: ShardId, right: ShardId) -> Result<Meta
         return Err(refused(missing));
     }
     if meta.setting(Setting::ShardMerges) == 0 {
-        let reason = "merges are turned off, because they are not yet as well tested as the rest: `flotilla setting set \
-                      shard_merges 1` turns them on";
-        return Err(refused(reason.to_owned()));
+        return Err(refused("merges are turned off: `flotilla setting set shard_merges 1` turns them on".to_owned()));
     }
     let of = |shard| -> Result<(ShardId, Epoch), AdminError> {
         let record = meta.shard(shard).ok_or(AdminError::ShardNotFound(shard))?;
@@ -45,7 +43,16 @@ fn merge_command(meta: &MetaState, left: ShardId, right: ShardId) -> Result<Meta
             None => Ok((shard, record.descriptor.epoch)),
         }
     };
-    Ok(MetaCommand::MergeShards { left: of(left)?, right: of(right)? })
+    Ok(MetaCommand::MergeShards { left: of(left)?, right: of(right)?, reason: OperationReason::Operator })
+}
+
+/// Why shards are merged.
+fn reason(reason: OperationReason) -> &'static str {
+    if reason == OperationReason::Unused {
+        "both are small, and nobody has used them for a while (`shard_merge_after_s`)"
+    } else {
+        "an operator asked for it"
+    }
 }
 
 /// A merge as it is shown.
@@ -68,7 +75,7 @@ pub(super) fn describe(operation: &OperationRecord, right: ShardId, meta: &MetaS
         id: operation.id.to_string(),
         kind: OperationKind::MergeShards,
         phase,
-        reason: "an operator asked for it".to_owned(),
+        reason: reason(operation.reason).to_owned(),
         shard: operation.shard,
         replica: None,
         node: None,

@@ -129,5 +129,6 @@ pub(super) fn reason(reason: OperationReason, from: NodeId, meta: &MetaState) ->
         OperationReason::Spread => "replicas of the shard shared more of their locality than necessary".to_owned(),
         OperationReason::Balance => format!("{from} held more than its share of the replicas"),
         OperationReason::Size => "the shard had grown".to_owned(),
+        OperationReason::Unused => "nobody used the shard".to_owned(),
     }
 }

@@ -101,6 +101,7 @@ pub(super) fn replica(meta: &MetaState, shard: ShardId, node: u64, leader: Optio
         conf: ConfState::of_voters(descriptor.replicas.iter().map(|replica| replica.replica)),
         followers: Vec::new(),
         transfers_to: None,
+        rests: false,
     };
     ReplicaStatus {
         shard,

@@ -35,6 +35,10 @@ impl<T> Core<T> {
     /// Proposes a step of a merge of a shard led here. Whoever wants it looks at the descriptor, and asks again.
     pub(super) fn propose_merge_step(&mut self, id: ReplicaId, change: &ShardChange, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id).filter(|replica| replica.may_propose()) else { return };
+        let (term, applied) = (replica.term, replica.applied);
+        if replica.splitting().proposed.is_some_and(|(of, index)| of == term && applied < index) {
+            return;
+        }
         if let ShardChange::Freeze(Freeze { epoch }) | ShardChange::Merge(Merge { epoch, .. }) = change {
             // All commands of its log that follow have their meaning by this version or a later one.
             if replica.version.is_some_and(|version| version < ClusterVersion::MERGES) || replica.shard == ShardId::META
@@ -48,7 +52,10 @@ impl<T> Core<T> {
                 return;
             }
         }
-        let _ = self.raft.propose_shard_change(id, change, &mut self.raft_effects);
+        let proposed = self.raft.propose_shard_change(id, change, &mut self.raft_effects);
+        if let (Ok(index), Some(replica)) = (proposed, self.replicas.get_mut(&id)) {
+            replica.splitting().proposed = Some((term, index));
+        }
     }
 
     /// Hands the entry of a merge to the state machine. What follows waits until the records of both are loaded.

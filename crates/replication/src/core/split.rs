@@ -38,7 +38,7 @@ pub(super) struct Splitting<T> {
     /// The shard before whose split off this replica has checkpointed.
     flushed: Option<ShardId>,
     /// The term and the entry of the last one that was proposed here.
-    proposed: Option<(Term, LogIndex)>,
+    pub(super) proposed: Option<(Term, LogIndex)>,
     /// The one at which a checkpoint is being made.
     under_way: Option<Split>,
     /// The merge at which a checkpoint is being made.
@@ -150,7 +150,7 @@ impl<T> Replica<T> {
 
 /// Whether a task waits until no other checkpoint of the replica is being made.
 fn makes_checkpoint<T>(task: &ApplyTask<T>) -> bool {
-    split_of(task).is_some() || merge_of(task).is_some()
+    matches!(task, ApplyTask::Apply { shard_change: Some(change), .. } if change.makes_checkpoint())
 }
 
 fn merge_of<T>(task: &ApplyTask<T>) -> Option<&Merge> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use flotilla_control::{
     Action, AnnounceNode, ClusterView, Consistency, Evidence, FeedFollower, FeedStep, Leaders, Lifecycle, LocalNode,
     Lost, MembershipConfig, Outcome, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Reconciler as _, RequestKind,
-    Said, ShardsLed, SizeSplits, View, decode_snapshot, may_order_to_give_up, meta_reply,
+    Said, ShardsLed, SizeMerges, SizeSplits, View, decode_snapshot, may_order_to_give_up, meta_reply,
 };
 use flotilla_membership::{Effect, Input as MemberInput, Member, Membership, Timer};
 use flotilla_meta::{Addresses, CollectionSettings, Feed, Liveness, MetaCommand, MetaQuery, MetaState, NewNode};
@@ -46,6 +46,7 @@ pub(crate) enum ControlTask {
     AnnounceNode,
     Consistency,
     SizeSplits,
+    SizeMerges,
     Peers,
     /// A pass of `Peers` that new metadata triggered; it does not schedule the next one.
     PeersUntimed,
@@ -64,6 +65,7 @@ pub(crate) struct Control {
     announce_node: AnnounceNode,
     pub(crate) consistency: Consistency,
     size_splits: SizeSplits,
+    size_merges: SizeMerges,
     peers: Peers,
     feed: FeedFollower,
     membership: Membership,
@@ -121,6 +123,7 @@ impl Control {
             announce_node: AnnounceNode::default(),
             consistency: Consistency::default(),
             size_splits: SizeSplits::default(),
+            size_merges: SizeMerges::default(),
             peers: Peers::default(),
             feed: FeedFollower::default(),
             membership,
@@ -145,6 +148,7 @@ impl Control {
             ControlTask::AnnounceNode => &mut self.announce_node,
             ControlTask::Consistency => &mut self.consistency,
             ControlTask::SizeSplits => &mut self.size_splits,
+            ControlTask::SizeMerges => &mut self.size_merges,
             ControlTask::Peers | ControlTask::PeersUntimed => &mut self.peers,
             ControlTask::Feed | ControlTask::Bootstrap => return None,
         })
@@ -163,6 +167,7 @@ impl World {
             ControlTask::AnnounceNode,
             ControlTask::Consistency,
             ControlTask::SizeSplits,
+            ControlTask::SizeMerges,
             ControlTask::Feed,
         ];
         for (at, task) in tasks.into_iter().chain(node.folder.founding.then_some(ControlTask::Bootstrap)).enumerate() {

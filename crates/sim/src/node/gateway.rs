@@ -269,10 +269,12 @@ impl World {
         let attempt = pending.attempt;
         match pending.retry.next(node.clock.mono_ms(self.now_us), &running.control.cluster) {
             RetryStep::Wait(wait_ms) => {
+                let is_gone = running.control.cluster.map().shard(pending.shard).is_none();
+                assert!(!is_gone || pending.routed.is_none(), "{} waits for {}, which is gone", node.id, pending.shard);
                 let wait_us = node.clock.true_us(wait_ms);
                 self.schedule_on(node, wait_us, NodeEvent::RequestDue { request: number, attempt });
             }
-            RetryStep::GiveUp(error) => self.request_finished(running, number, Err(error)),
+            RetryStep::GiveUp(error) => self.route_again(node, running, number, error),
             RetryStep::Send { node: target, range_epoch, after, timeout_ms } => {
                 pending.target = Some(target);
                 self.checks.counts.asked_again += u64::from(range_epoch.is_none() && pending.routed.is_some());
@@ -315,7 +317,8 @@ impl World {
                 running.gateway.heard.observe(clock, node.clock.wall_ms(self.now_us));
                 let answer = ShardAnswer { payload, node: target, earlier: pending.retry.earlier() };
                 if pending.routed.is_some() && is_wrong_shard(pending.kind, &answer) {
-                    return self.route_again(node, running, number, ShardError::Stale);
+                    let stale = ShardError::Stale(answer.earlier);
+                    return self.route_again(node, running, number, stale);
                 }
                 return self.request_finished(running, number, Ok(answer));
             }
@@ -339,7 +342,7 @@ impl World {
     fn route_again(&mut self, node: &mut Node, running: &mut Running, number: u64, error: ShardError) {
         let now_ms = node.clock.mono_ms(self.now_us);
         let Some(pending) = running.gateway.requests.get_mut(&number) else { return };
-        let Some(routed) = pending.routed.as_mut().filter(|_| error == ShardError::Stale) else {
+        let Some(routed) = pending.routed.as_mut().filter(|_| matches!(error, ShardError::Stale(_))) else {
             return self.request_finished(running, number, Err(error));
         };
         self.checks.counts.stale_routes += 1;

@@ -4,6 +4,33 @@ use super::{Fault, Runner};
 
 pub(super) const FAULTS: &[Fault] = &[
     Fault {
+        name: "request-waits-for-a-shard-that-was-merged",
+        what: "a request to a shard that is no more waits until its deadline",
+        file: "crates/control/src/core/retry.rs",
+        before: "if shard.is_none() && self.is_routed && now_ms < self.deadline_ms {",
+        after: "if shard.is_none() && self.is_routed && now_ms + 1 == self.deadline_ms {",
+        runner: Runner::Simulator,
+        also: None,
+    },
+    Fault {
+        name: "what-a-merge-takes-over-is-not-held",
+        what: "the checkpoint of a shard that is to be merged may go before the merge has read it",
+        file: "crates/replication/src/core/merge.rs",
+        before: "let (holder, objects) = (Holder::Merge(id), source.objects().collect());",
+        after: "let (holder, objects) = (Holder::Merge(id), Vec::new());",
+        runner: Runner::Simulator,
+        also: None,
+    },
+    Fault {
+        name: "shards-of-a-new-collection-are-merged",
+        what: "a collection does not keep the shards that it was created with",
+        file: "crates/control/src/core/size_merges.rs",
+        before: "record.initial.replicas.is_empty()",
+        after: "record.id != ShardId::META",
+        runner: Runner::Tests("flotilla-control"),
+        also: None,
+    },
+    Fault {
         name: "missing-replica-of-a-shard-to-be-merged-not-created",
         what: "a node creates no replica of a shard that is to be merged, although it never had one",
         file: "crates/control/src/core/merges.rs",
