@@ -13,7 +13,7 @@ use flotilla_replication::{Handle, LostReason, Replicas, clock};
 use flotilla_transport::{Class, PeerStatus, Transport};
 use flotilla_types::{NodeId, ReplicaId, ShardId, escape_hidden};
 use futures_util::future::join_all;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     Action, Consistency, Event, Evidence, Finding, Gossip, KeepEvidence, Lifecycle, LocalNode, Lost, Members, Outcome,
@@ -75,6 +75,7 @@ pub(crate) async fn lifecycle(
     keep_evidence: KeepEvidence,
 ) {
     let mut reconciler = Lifecycle::default();
+    let mut updates = context.topology.watch();
     // As many as losses, which are one for each replica.
     let (kept, mut ready) = mpsc::unbounded_channel();
     loop {
@@ -88,8 +89,26 @@ pub(crate) async fn lifecycle(
         while let Ok(loss) = ready.try_recv() {
             reconciler.on_loss(&loss);
         }
+        updates.borrow_and_update();
         context.pass(&mut reconciler).await;
-        tokio::time::sleep(pause(&reconciler)).await;
+        until_next_pass(&mut updates, pause(&reconciler)).await;
+    }
+}
+
+/// Waits for the next pass of a reconciler that takes part in merges. Clients wait for their steps, so a change of the
+/// metadata ends the wait while one is planned.
+async fn until_next_pass(updates: &mut watch::Receiver<Arc<MetaState>>, pause: Duration) {
+    let pause = tokio::time::sleep(pause);
+    tokio::pin!(pause);
+    loop {
+        tokio::select! {
+            () = &mut pause => return,
+            Ok(()) = updates.changed() => {
+                if updates.borrow_and_update().merges().next().is_some() {
+                    return;
+                }
+            }
+        }
     }
 }
 
@@ -134,10 +153,12 @@ pub(crate) async fn pauses(context: Arc<Context>) {
 /// Drives the reconciler of the shards that are led here, and shows what changes them.
 pub(crate) async fn shards_led(context: Arc<Context>) {
     let mut reconciler = ShardsLed::default();
+    let mut updates = context.topology.watch();
     loop {
+        updates.borrow_and_update();
         context.pass(&mut reconciler).await;
         context.topology.show_operations(reconciler.operations());
-        tokio::time::sleep(pause(&reconciler)).await;
+        until_next_pass(&mut updates, pause(&reconciler)).await;
     }
 }
 

@@ -60,7 +60,7 @@ impl World {
         self.unconverged_node(&meta)
             .or_else(|| self.rotten())
             .or_else(|| self.flawed())
-            .or_else(|| meta.running().next().map(|operation| format!("{} has not ended", operation.id)))
+            .or_else(|| meta.running().next().map(|operation| format!("{} has not ended: {operation:?}", operation.id)))
             .or_else(|| meta.shards().find_map(|record| self.unconverged_shard(&meta, record.id, lag_max)))
             .or_else(|| self.left_over(&meta))
     }
@@ -389,6 +389,9 @@ impl World {
     /// The replicas of every node as text, for failure messages.
     pub(crate) fn describe(&self) -> String {
         let mut lines = format!("at {} ms\n", self.now_ms());
+        if let Some(meta) = self.newest_metadata() {
+            meta.merges().for_each(|(left, merge)| lines += &format!("into {left}: {merge:?}\n"));
+        }
         for node in self.nodes.values() {
             let state = match &node.running {
                 Some(running) => format!("up, metadata version {}", running.control.cluster.meta().version()),
@@ -421,9 +424,11 @@ impl World {
                     )
                 });
                 lines += &format!(
-                    "  {} {} applied {} checkpoint {} {}\n",
+                    "  {} {} {:?}{}applied {} checkpoint {} {}\n",
                     replica.shard,
                     replica.replica,
+                    replica.descriptor.epoch,
+                    if replica.descriptor.is_frozen() { " frozen " } else { " " },
                     replica.applied,
                     replica.checkpoint,
                     group.as_deref().unwrap_or("no group")

@@ -57,6 +57,7 @@ pub struct Lifecycle {
     unsettled: BTreeSet<ShardId>,
     /// Whether a merge waits for a report of this node.
     merging: bool,
+    merges: merges::SeenMerges,
 }
 
 /// How far the data folder can be trusted.
@@ -220,7 +221,8 @@ impl Reconciler for Lifecycle {
         match std::mem::take(&mut self.folder) {
             Folder::Complete => {
                 let mut actions = self.compare(view);
-                self.merging = merges::wait_for_report(view);
+                self.merges.observe(view.meta, view.now_ms);
+                self.merging = self.merges.wait_for_report(view);
                 actions.append(&mut merges::reports(view.meta, view.me.node, view.replicas));
                 actions
             }

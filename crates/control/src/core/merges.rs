@@ -7,37 +7,82 @@
 //! leader of the right shard:  thaw it, once the left one has reported that it will not merge
 //! ```
 //!
-//! Invariants: nothing is remembered between passes, so whoever leads goes on where another one stopped; a merge is
-//! proposed only by metadata in which every replica of the right shard has reported, and a thaw only by metadata in which
+//! Invariants: nothing but time is remembered between passes, so whoever leads goes on where another one stopped; a merge
+//! is proposed only by metadata in which every replica of the right shard has reported, and a thaw only by metadata in which
 //! the left shard's epoch is over and the plan is not: the first cannot happen any more then.
+
+use std::collections::BTreeMap;
 
 use flotilla_meta::{MetaCommand, MetaState, PlannedMerge};
 use flotilla_replication::{Freeze, Merge, ReplicaStatus, Replicas, ShardChange, Thaw};
-use flotilla_types::{NodeId, ReplicaId, ShardId};
+use flotilla_types::{NodeId, OperationId, ReplicaId, ShardId};
 
 use super::{Action, View};
 
-/// How long a merge may take from when it was planned, in milliseconds: the keys of the right shard are not served for
-/// most of that time.
+/// How long a merge may take from when a leader has seen it, in milliseconds: the keys of the right shard are not served
+/// for most of that time.
 const MERGE_MS_MAX: u64 = 5_000;
 /// Interval of passes while a merge waits for a step of this node, in milliseconds: clients wait for it.
 pub(super) const PASS_MS: u64 = 2;
 
+/// Since when planned merges are known here, by this node's monotonic clock.
+#[derive(Debug, Default)]
+pub(super) struct SeenMerges(BTreeMap<OperationId, u64>);
+
+impl SeenMerges {
+    /// Takes note of the merges that are planned now. Visits those alone.
+    pub(super) fn observe(&mut self, meta: &MetaState, now_ms: u64) {
+        self.0.retain(|operation, _| meta.operation(*operation).is_some_and(|operation| !operation.state.has_ended()));
+        for (_, merge) in meta.merges() {
+            self.0.entry(merge.operation).or_insert(now_ms);
+        }
+    }
+
+    fn is_late(&self, merge: &PlannedMerge, now_ms: u64) -> bool {
+        self.0.get(&merge.operation).is_some_and(|since_ms| now_ms > since_ms.saturating_add(MERGE_MS_MAX))
+    }
+
+    /// Whether a merge may be waiting for a step of this node as the leader of one of its shards.
+    pub(super) fn wait_for_leader(&self, view: &View<'_>) -> bool {
+        let is_led = |shard| view.leader_of(shard).is_some();
+        let waits = |(left, merge): (ShardId, &PlannedMerge)| {
+            !self.is_late(merge, view.now_ms) && (is_led(left) || is_led(merge.right))
+        };
+        view.meta.merges().any(waits)
+    }
+
+    /// Whether a merge waits for this node's report of its replica of the right shard.
+    pub(super) fn wait_for_report(&self, view: &View<'_>) -> bool {
+        let waits = |(left, merge): (ShardId, &PlannedMerge)| {
+            let here = view.replicas.of_shard(merge.right).any(|replica| !merge.frozen.contains(&replica.replica));
+            let is_decided = view.meta.shard(left).is_none_or(|record| record.descriptor.epoch != merge.epoch);
+            here && !is_decided && !self.is_late(merge, view.now_ms)
+        };
+        view.meta.merges().any(waits)
+    }
+}
+
 /// The next step of the merge in which a shard led here takes part.
-pub(super) fn next_change(meta: &MetaState, leader: &ReplicaStatus, wall_ms: u64) -> Option<ShardChange> {
+pub(super) fn next_change(
+    meta: &MetaState,
+    leader: &ReplicaStatus,
+    seen: &SeenMerges,
+    now_ms: u64,
+) -> Option<ShardChange> {
     let (left, merge) = meta.merge_with(leader.shard)?;
+    let is_late = seen.is_late(merge, now_ms);
     let change = if left == leader.shard {
-        change_of_left(meta, left, merge, wall_ms)?
+        change_of_left(meta, left, merge, is_late)?
     } else {
-        change_of_right(meta, left, merge, wall_ms)?
+        change_of_right(meta, left, merge, is_late)?
     };
     // Otherwise it has happened, or cannot.
     change.after(&leader.descriptor).is_ok().then_some(change)
 }
 
-fn change_of_left(meta: &MetaState, left: ShardId, merge: &PlannedMerge, wall_ms: u64) -> Option<ShardChange> {
+fn change_of_left(meta: &MetaState, left: ShardId, merge: &PlannedMerge, is_late: bool) -> Option<ShardChange> {
     let epoch = merge.epoch;
-    if must_abort(meta, left, merge, wall_ms) {
+    if must_abort(meta, left, merge, is_late) {
         return Some(ShardChange::Abort { epoch });
     }
     let merged = || Merge {
@@ -50,45 +95,21 @@ fn change_of_left(meta: &MetaState, left: ShardId, merge: &PlannedMerge, wall_ms
     merge.is_ready().then(|| ShardChange::Merge(merged()))
 }
 
-fn change_of_right(meta: &MetaState, left: ShardId, merge: &PlannedMerge, wall_ms: u64) -> Option<ShardChange> {
+fn change_of_right(meta: &MetaState, left: ShardId, merge: &PlannedMerge, is_late: bool) -> Option<ShardChange> {
     let epoch = merge.right_epoch;
     if meta.shard(left)?.descriptor.epoch != merge.epoch {
         // It was not merged, or its record would be gone.
         return Some(ShardChange::Thaw(Thaw { epoch, range: merge.right_range.clone() }));
     }
-    (!must_abort(meta, left, merge, wall_ms)).then_some(ShardChange::Freeze(Freeze { epoch }))
+    (!must_abort(meta, left, merge, is_late)).then_some(ShardChange::Freeze(Freeze { epoch }))
 }
 
 /// Whether a merge that is not decided must not come about: it was cancelled, has taken too long, or one of the shards
 /// has changed since it was planned.
-fn must_abort(meta: &MetaState, left: ShardId, merge: &PlannedMerge, wall_ms: u64) -> bool {
+fn must_abort(meta: &MetaState, left: ShardId, merge: &PlannedMerge, is_late: bool) -> bool {
     let epoch_of = |shard| meta.shard(shard).map(|record| record.descriptor.epoch);
-    let is_late = is_late(meta, merge, wall_ms);
     let is_planned_for = (epoch_of(left), epoch_of(merge.right)) == (Some(merge.epoch), Some(merge.right_epoch));
     merge.is_cancelled || is_late || !is_planned_for
-}
-
-fn is_late(meta: &MetaState, merge: &PlannedMerge, wall_ms: u64) -> bool {
-    meta.operation(merge.operation).is_none_or(|operation| wall_ms > operation.started_ms + MERGE_MS_MAX)
-}
-
-/// Whether a merge may be waiting for a step of this node as the leader of one of its shards. Visits the planned merges.
-pub(super) fn wait_for_leader(view: &View<'_>) -> bool {
-    let is_led = |shard| view.leader_of(shard).is_some();
-    let waits = |(left, merge): (ShardId, &PlannedMerge)| {
-        !is_late(view.meta, merge, view.wall_ms) && (is_led(left) || is_led(merge.right))
-    };
-    view.meta.merges().any(waits)
-}
-
-/// Whether a merge waits for this node's report of its replica of the right shard. Visits the planned merges.
-pub(super) fn wait_for_report(view: &View<'_>) -> bool {
-    let waits = |(left, merge): (ShardId, &PlannedMerge)| {
-        let here = view.replicas.of_shard(merge.right).any(|replica| !merge.frozen.contains(&replica.replica));
-        let is_decided = view.meta.shard(left).is_none_or(|record| record.descriptor.epoch != merge.epoch);
-        here && !is_decided && !is_late(view.meta, merge, view.wall_ms)
-    };
-    view.meta.merges().any(waits)
 }
 
 /// The reports of replicas here that are frozen, durable, and not known to be.
@@ -135,7 +156,7 @@ mod tests {
     use super::*;
     use crate::core::{
         Lifecycle, ShardsLed,
-        testing::{Meta, THEN_MS, World, leads, replica},
+        testing::{Meta, World, leads, replica},
     };
     use flotilla_meta::OperationChange;
     use flotilla_types::Epoch;
@@ -149,7 +170,6 @@ mod tests {
         let (left, right) = (shards[0], shards[1]);
         meta.plan_merge(left, right);
         let mut world = World::new(1, meta);
-        world.wall_ms = THEN_MS;
         world.replicas = [left, right].map(|shard| led(&world, shard)).into();
         (world, left, right)
     }
@@ -167,11 +187,23 @@ mod tests {
     }
 
     fn changes(world: &World) -> Vec<(ShardId, ShardChange)> {
+        changes_by(world, &mut ShardsLed::default())
+    }
+
+    fn changes_by(world: &World, led: &mut ShardsLed) -> Vec<(ShardId, ShardChange)> {
         let of = |action| match action {
             Action::ChangeShard { shard, change } => Some((shard, change)),
             _ => None,
         };
-        world.reconcile(&mut ShardsLed::default()).into_iter().filter_map(of).collect()
+        world.reconcile(led).into_iter().filter_map(of).collect()
+    }
+
+    /// The changes of a leader that has known the merge for too long.
+    fn late_changes(world: &mut World) -> Vec<(ShardId, ShardChange)> {
+        let mut led = ShardsLed::default();
+        changes_by(world, &mut led);
+        world.now_ms += LATE_MS;
+        changes_by(world, &mut led)
     }
 
     /// What the node proposes of its own replicas.
@@ -194,6 +226,20 @@ mod tests {
         let found = changes(world);
         assert!(matches!(&found[..], [(shard, ShardChange::Freeze(_))] if *shard == right), "{found:?}");
         apply(world, right, &found[0].1);
+    }
+
+    #[test]
+    fn a_right_shard_is_looked_at_although_nothing_of_it_has_changed() {
+        let mut meta = Meta::of_nodes(3);
+        let shards = meta.collection(&[&[1, 2, 3], &[1, 2, 3]]);
+        let mut world = World::new(1, meta);
+        // Another node leads the left one.
+        world.replicas = vec![led(&world, shards[1])];
+        let mut reconciler = ShardsLed::default();
+        assert_eq!(changes_by(&world, &mut reconciler), []);
+        world.meta.plan_merge(shards[0], shards[1]);
+        let found = changes_by(&world, &mut reconciler);
+        assert!(matches!(&found[..], [(shard, ShardChange::Freeze(_))] if *shard == shards[1]), "{found:?}");
     }
 
     #[test]
@@ -236,11 +282,11 @@ mod tests {
                     let (operation, change) = (plan(&world, left).operation, OperationChange::Cancel);
                     world.meta.apply(&MetaCommand::ChangeOperation { operation, changes: 0, change });
                 }
-                1 => world.wall_ms += LATE_MS,
+                1 => {}
                 _ => apply(&mut world, left, &ShardChange::Bump),
             }
             if reason < 2 {
-                let found = changes(&world);
+                let found = if reason == 1 { late_changes(&mut world) } else { changes(&world) };
                 let abort = ShardChange::Abort { epoch: plan(&world, left).epoch };
                 assert_eq!(found, [(left, abort)]);
                 apply(&mut world, left, &found[0].1);
@@ -259,8 +305,7 @@ mod tests {
     #[test]
     fn a_right_shard_that_was_never_frozen_is_kept_from_freezing_late() {
         let (mut world, left, right) = world();
-        world.wall_ms += LATE_MS;
-        let found = changes(&world);
+        let found = late_changes(&mut world);
         assert!(matches!(&found[..], [(_, ShardChange::Abort { .. })]), "{found:?}");
         apply(&mut world, left, &found[0].1);
         report(&mut world, left);

@@ -16,8 +16,8 @@ use flotilla_replication::{ConfChange, ReplicaStatus, ShardChange, Split};
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
 use super::{
-    Action, Operations, Outcome, Reconciler, ShardStep, View, last_look::LastLook, merges, next_shard_step,
-    operations::Tracker,
+    Action, Operations, Outcome, Reconciler, ShardStep, View, last_look::LastLook, merges, merges::SeenMerges,
+    next_shard_step, operations::Tracker,
 };
 
 /// Interval after a pass with actions, in milliseconds.
@@ -31,6 +31,7 @@ pub struct ShardsLed {
     busy: bool,
     /// Whether a merge waits for the next pass.
     merging: bool,
+    merges: SeenMerges,
     /// Whose nodes have confirmed the cluster's authority since this node started: replicas and serial
     /// numbers of authorities. A node deletes the key when its replica is gone.
     has_authority: BTreeSet<(ReplicaId, u64)>,
@@ -83,9 +84,12 @@ impl Reconciler for ShardsLed {
     fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
         let mut actions = Vec::new();
         let mut reports = Vec::new();
+        self.merges.observe(view.meta, view.now_ms);
         let gives_up = view.meta.node(view.me.node).is_some_and(|me| me.state != AdminState::Active);
         let mut shards = self.last_look.changes(view, |_, _| true);
         shards.append(&mut self.unsettled);
+        // The plan of a merge is in the record of the left shard, and changes that alone.
+        shards.extend(view.meta.merges().map(|(_, merge)| merge.right));
         if std::mem::replace(&mut self.gave_up, gives_up) != gives_up {
             shards.extend(view.led().map(|(replica, _)| replica.shard));
         }
@@ -121,7 +125,7 @@ impl Reconciler for ShardsLed {
                 actions.extend(split.map(|change| Action::ChangeShard { shard, change }));
             }
             if !unreported {
-                let merge = merges::next_change(view.meta, replica, view.wall_ms);
+                let merge = merges::next_change(view.meta, replica, &self.merges, view.now_ms);
                 actions.extend(merge.map(|change| Action::ChangeShard { shard, change }));
             }
             match next {
@@ -149,7 +153,7 @@ impl Reconciler for ShardsLed {
         self.operations.finish();
         actions.append(&mut reports);
         self.busy = !actions.is_empty();
-        self.merging = merges::wait_for_leader(view);
+        self.merging = self.merges.wait_for_leader(view);
         actions
     }
 
