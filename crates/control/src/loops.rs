@@ -417,10 +417,11 @@ impl Context {
                 self.host.transfer(shard, to);
             }
             Action::ChangeShard { shard, change } => {
-                tracing::info!(%shard, ?change, "changing a shard");
+                tracing::debug!(%shard, ?change, "changing a shard");
                 self.host.change_shard(shard, change);
             }
             Action::PrepareSplit { shard, at } => self.host.prepare_split(shard, at),
+            Action::PrepareMerge { shard, epoch } => self.host.prepare_merge(shard, epoch),
             Action::Measure { shard, replica, above } => {
                 let size = self.host.size(replica, above).await?;
                 return Some(Outcome::Measured(shard, size));

@@ -96,7 +96,17 @@ impl Load {
         // The first checkpoint of a shard has nothing.
         let copied = (checkpoint.objects().next().is_some()).then_some(position.index);
         let slow_reads = Arc::default();
-        Ok(Loaded(Box::new(Ready { shard: *shard, machine, reader, position, clock, chain, copied, slow_reads })))
+        Ok(Loaded(Box::new(Ready {
+            shard: *shard,
+            machine,
+            reader,
+            position,
+            clock,
+            chain,
+            copied,
+            slow_reads,
+            merged: false,
+        })))
     }
 
     /// The same load after so many failures.
@@ -180,6 +190,8 @@ struct Ready {
     copied: Option<LogIndex>,
     /// Its queries that wait for the pool or run in it.
     slow_reads: Arc<AtomicUsize>,
+    /// It was merged: the records of both are loaded next, and those here are of one alone.
+    merged: bool,
 }
 
 /// Committed entries, and what holds after them.
@@ -413,6 +425,7 @@ impl<T> Applier<T> {
     /// The contents of a replica at the moment.
     pub fn contents(&self, replica: ReplicaId) -> Contents {
         match self.slots.get(&replica) {
+            Some(Slot::Ready(ready)) if ready.merged => Contents::Moving,
             Some(Slot::Ready(ready)) => match self.engine.snapshot(replica) {
                 Ok(records) => Contents::AtRest(ReplicaContents {
                     applied: ready.position.index,

@@ -221,7 +221,8 @@ impl Reconciler for Lifecycle {
         match std::mem::take(&mut self.folder) {
             Folder::Complete => {
                 let mut actions = self.compare(view);
-                self.merges.observe(view.meta, view.now_ms);
+                // The reconciler of the shards that are led here prepares them.
+                self.merges.observe(view);
                 self.merging = self.merges.wait_for_report(view);
                 actions.append(&mut merges::reports(view.meta, view.me.node, view.replicas));
                 actions

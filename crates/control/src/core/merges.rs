@@ -11,7 +11,7 @@
 //! is proposed only by metadata in which every replica of the right shard has reported, and a thaw only by metadata in which
 //! the left shard's epoch is over and the plan is not: the first cannot happen any more then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use flotilla_meta::{MetaCommand, MetaState, PlannedMerge};
 use flotilla_replication::{Freeze, Merge, ReplicaStatus, Replicas, ShardChange, Thaw};
@@ -30,12 +30,21 @@ pub(super) const PASS_MS: u64 = 2;
 pub(super) struct SeenMerges(BTreeMap<OperationId, u64>);
 
 impl SeenMerges {
-    /// Takes note of the merges that are planned now. Visits those alone.
-    pub(super) fn observe(&mut self, meta: &MetaState, now_ms: u64) {
-        self.0.retain(|operation, _| meta.operation(*operation).is_some_and(|operation| !operation.state.has_ended()));
-        for (_, merge) in meta.merges() {
-            self.0.entry(merge.operation).or_insert(now_ms);
+    /// Takes note of the merges that are planned now. Visits those alone. Returns what prepares replicas here for new
+    /// ones.
+    pub(super) fn observe(&mut self, view: &View<'_>) -> Vec<Action> {
+        let has_ended = |id: &OperationId| view.meta.operation(*id).is_none_or(|operation| operation.state.has_ended());
+        self.0.retain(|operation, _| !has_ended(operation));
+        let mut actions = Vec::new();
+        for (left, merge) in view.meta.merges() {
+            if let Entry::Vacant(entry) = self.0.entry(merge.operation) {
+                entry.insert(view.now_ms);
+                let both = [(left, merge.epoch), (merge.right, merge.right_epoch)];
+                let here = both.into_iter().filter(|(shard, _)| view.replicas.of_shard(*shard).next().is_some());
+                actions.extend(here.map(|(shard, epoch)| Action::PrepareMerge { shard, epoch }));
+            }
         }
+        actions
     }
 
     fn is_late(&self, merge: &PlannedMerge, now_ms: u64) -> bool {
@@ -248,7 +257,8 @@ mod tests {
         freeze(&mut world, right);
         assert_eq!(changes(&world), []);
         let led = world.reconcile(&mut ShardsLed::default());
-        assert_eq!(led, [], "a frozen shard is not reported");
+        let prepares = |action: &Action| matches!(action, Action::PrepareMerge { .. });
+        assert!(led.len() == 2 && led.iter().all(prepares), "a frozen shard is not reported: {led:?}");
         assert_eq!(proposals(&world), [], "its checkpoint is not durable");
         world.replicas[1].frozen = Some(world.replicas[1].descriptor.epoch);
         let own = proposals(&world);

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use flotilla_meta::{Addresses, MetaCommand, MetaReply, MetaState, NodeRole};
 use flotilla_replication::{ConfChange, GroupStatus, ReplicaStatus, Replicas, Role, ShardChange, Size};
 use flotilla_types::{
-    ClusterVersion, HostPort, Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, ShardId, VersionRange,
+    ClusterVersion, Epoch, HostPort, Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, ShardId, VersionRange,
 };
 
 use super::{
@@ -114,6 +114,14 @@ pub enum Action {
         shard: ShardId,
         /// The first key of the new shard.
         at: Bytes,
+    },
+    /// A merge is planned in which a shard takes part that has a replica here: it may write its memtable beforehand. No
+    /// outcome.
+    PrepareMerge {
+        /// The shard.
+        shard: ShardId,
+        /// The epoch that the merge is planned for.
+        epoch: Epoch,
     },
     /// Measure the records of a replica here. Reported back as [`Outcome::Measured`].
     Measure {

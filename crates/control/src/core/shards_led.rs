@@ -82,9 +82,8 @@ impl Reconciler for ShardsLed {
     }
 
     fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
-        let mut actions = Vec::new();
+        let mut actions = self.merges.observe(view);
         let mut reports = Vec::new();
-        self.merges.observe(view.meta, view.now_ms);
         let gives_up = view.meta.node(view.me.node).is_some_and(|me| me.state != AdminState::Active);
         let mut shards = self.last_look.changes(view, |_, _| true);
         shards.append(&mut self.unsettled);

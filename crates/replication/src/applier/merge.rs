@@ -24,6 +24,7 @@ impl Ready {
         let (clock, mut system) = split_system(engine.system(source)?)?;
         let theirs = Chain::decode(&mut system, source_id, source.position.index)?;
         self.machine.merge(&self.position.descriptor.range, &system)?;
+        self.merged = true;
         self.clock = self.clock.max(clock);
         if let Some(chain) = &mut self.chain {
             chain.note_base(engine.logged_base(replica));

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use flotilla_consensus::{ConfChange, ShardChange};
 use flotilla_storage::{CompactionDue, DamagedReplica, Usage};
 use flotilla_types::{
-    Checkpoint, ClusterVersion, Holder, Incarnation, LogIndex, Message, NodeId, Refs, ReplicaId, ShardDescriptor,
-    ShardId, Term, Timestamp, VersionRange, WalSequence,
+    Checkpoint, ClusterVersion, Epoch, Holder, Incarnation, LogIndex, Message, NodeId, Refs, ReplicaId,
+    ShardDescriptor, ShardId, Term, Timestamp, VersionRange, WalSequence,
 };
 
 use super::Count;
@@ -383,6 +383,14 @@ pub enum Input<T> {
         shard: ShardId,
         /// The first key of the new shard.
         at: Bytes,
+    },
+    /// A merge is planned in which a shard takes part: its replica here checkpoints now if that would take long later,
+    /// when keys are not served. May be repeated.
+    PrepareMerge {
+        /// The shard.
+        shard: ShardId,
+        /// The epoch that the merge is planned for.
+        epoch: Epoch,
     },
     /// A count was begun.
     CountBegun(Count),

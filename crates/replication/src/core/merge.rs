@@ -7,7 +7,7 @@
 
 use flotilla_consensus::{self as consensus, Freeze, Merge, ShardChange};
 use flotilla_storage::merged_tables;
-use flotilla_types::{Checkpoint, ClusterVersion, Holder, KeyRange, LogIndex, ReplicaId, ShardId, Term};
+use flotilla_types::{Checkpoint, ClusterVersion, Epoch, Holder, KeyRange, LogIndex, ReplicaId, ShardId, Term};
 
 use super::{
     ApplyTask, Core, Effects, Hold, LostReason,
@@ -45,17 +45,35 @@ impl<T> Core<T> {
             {
                 return;
             }
-            // Its keys are not served while this memtable is written.
-            let is_full = replica.usage.active_bytes >= FLUSH_BYTES_MIN && replica.may_checkpoint();
-            if is_full && replica.splitting().flushed_at.replace(*epoch) != Some(*epoch) {
-                self.want_checkpoint(id, effects);
+            let is_idle = matches!(replica.checkpointing, Checkpointing::Idle | Checkpointing::Truncating);
+            if self.flush_before_merge(id, *epoch, effects) || !is_idle {
                 return;
             }
         }
         let proposed = self.raft.propose_shard_change(id, change, &mut self.raft_effects);
         if let (Ok(index), Some(replica)) = (proposed, self.replicas.get_mut(&id)) {
+            tracing::info!(shard = %replica.shard, %index, ?change, "a change of a shard is proposed");
             replica.splitting().proposed = Some((term, index));
         }
+    }
+
+    /// A merge is planned: what this replica has in memory is written while its keys are still served.
+    pub(super) fn prepare_merge(&mut self, shard: ShardId, epoch: Epoch, effects: &mut Effects<T>) {
+        if let Some(id) = self.serving.get(&shard).copied() {
+            self.flush_before_merge(id, epoch, effects);
+        }
+    }
+
+    /// Checkpoints a replica with much in memory, once before the merge that is planned for this epoch. Returns whether
+    /// it does.
+    fn flush_before_merge(&mut self, id: ReplicaId, epoch: Epoch, effects: &mut Effects<T>) -> bool {
+        let Some(replica) = self.replicas.get_mut(&id) else { return false };
+        let is_full = replica.usage.active_bytes >= FLUSH_BYTES_MIN && replica.may_checkpoint();
+        let flushes = is_full && replica.splitting().flushed_at.replace(epoch) != Some(epoch);
+        if flushes {
+            self.want_checkpoint(id, effects);
+        }
+        flushes
     }
 
     /// Hands the entry of a merge to the state machine. What follows waits until the records of both are loaded.

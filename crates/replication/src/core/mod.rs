@@ -254,6 +254,7 @@ impl<T> Core<T> {
                 }
             }
             Input::PrepareSplit { shard, at } => self.prepare_split(shard, &at, effects),
+            Input::PrepareMerge { shard, epoch } => self.prepare_merge(shard, epoch, effects),
             Input::CountBegun(count) => effects.background.push(Background::Count(count)),
             Input::Counted { replica, at } => self.on_counted(replica, &at, effects),
             Input::ChangeShard { shard, change } => self.change_shard(shard, &change, effects),

@@ -147,6 +147,8 @@ impl<T> Core<T> {
             replica.entry_bytes = EntryBytes::after(checkpoint.position.index);
             replica.descriptor = checkpoint.position.descriptor.clone();
             self.schedule.changed.insert(persist.replica);
+            // What waits for objects may be covered, and nobody keeps those any more. The leader sends the rest again.
+            self.drop_parked(persist.replica);
         }
         let writes = write.hard_state.is_some() || !write.entries.is_empty() || persist.install.is_some();
         effects.writes.push(Write {

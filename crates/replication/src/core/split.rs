@@ -198,6 +198,7 @@ impl<T> Core<T> {
         let change = ShardChange::Split(split.clone());
         let proposed = self.raft.propose_shard_change(id, &change, &mut self.raft_effects);
         if let (Ok(index), Some(replica)) = (proposed, self.replicas.get_mut(&id)) {
+            tracing::info!(shard = %replica.shard, %index, ?change, "a change of a shard is proposed");
             replica.splitting().proposed = Some((term, index));
         }
     }

@@ -45,7 +45,9 @@ use bytes::Bytes;
 use flotilla_consensus::{ConfChange, ShardChange};
 use flotilla_failpoints::{Place, reached};
 use flotilla_storage::{EngineError, ListRefs, Log, LogError, Remedy, StateEngine, ValueObjects, remedy};
-use flotilla_types::{ClusterVersion, Incarnation, NodeId, Refs, ReplicaId, ShardDescriptor, ShardId, Timestamp};
+use flotilla_types::{
+    ClusterVersion, Epoch, Incarnation, NodeId, Refs, ReplicaId, ShardDescriptor, ShardId, Timestamp,
+};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
@@ -577,6 +579,11 @@ impl Handle {
     /// A split of a shard is planned: its replica here counts ahead what that gives up. May be repeated.
     pub fn prepare_split(&self, shard: ShardId, at: Bytes) {
         self.inbox.send(Input::PrepareSplit { shard, at });
+    }
+
+    /// A merge of a shard is planned for this epoch: its replica here checkpoints beforehand. May be repeated.
+    pub fn prepare_merge(&self, shard: ShardId, epoch: Epoch) {
+        self.inbox.send(Input::PrepareMerge { shard, epoch });
     }
 
     /// The digest of a replica here. Reads all its records, without holding up writes.

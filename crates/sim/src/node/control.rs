@@ -238,6 +238,9 @@ impl World {
                 self.enqueue(node, running, Input::ChangeShard { shard, change });
             }
             Action::PrepareSplit { shard, at } => self.enqueue(node, running, Input::PrepareSplit { shard, at }),
+            Action::PrepareMerge { shard, epoch } => {
+                self.enqueue(node, running, Input::PrepareMerge { shard, epoch });
+            }
             Action::Measure { shard, replica, above } => {
                 if let Contents::AtRest(contents) = running.applier.contents(replica) {
                     match contents.size(above) {
