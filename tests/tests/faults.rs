@@ -84,4 +84,5 @@ short! {
     a_data_folder_is_rolled_back
     a_clock_is_wrong
     shards_are_split_while_nodes_are_killed
+    shards_are_merged_while_nodes_are_killed
 }

@@ -350,6 +350,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "shards_are_merged_while_nodes_are_killed",
         about: "shards are split and merged again in any order; nodes are killed in between",
+        set: Set::Short,
         arguments: &["--shards", "1"],
         fault: fault!(shape::merge_and_kill),
         ..BASE
