@@ -597,7 +597,10 @@ impl Ready {
                 if changed.is_err() && change.makes_checkpoint() {
                     out.inputs.push(Input::Frozen { replica, frozen: false });
                 }
-                changed?;
+                if let Err(error) = changed {
+                    tracing::error!(%replica, shard = %self.shard, %error, ?change, "a change of a shard failed");
+                    return Err(error);
+                }
             }
         }
         let is_fold = matches!(shard_change, Some(ShardChange::Fold { .. }));

@@ -144,7 +144,8 @@ impl Lifecycle {
                 if here.damaged && !self.lost.contains(&here.replica) {
                     repairs.extend(self.repair(view, here));
                 }
-                if status == ReplicaStatus::Obsolete && !merges::is_needed(view.meta, view.replicas, here) {
+                if status == ReplicaStatus::Obsolete && !merges::is_needed(view.meta, view.me.node, view.replicas, here)
+                {
                     destructions.push(Action::Destroy { replica: here.replica });
                 }
             }

@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
-use flotilla_meta::{MetaCommand, MetaState, PlannedMerge};
+use flotilla_meta::{MetaCommand, MetaState, PlannedMerge, ShardRecord};
 use flotilla_replication::{Freeze, Merge, ReplicaStatus, Replicas, ShardChange, Thaw};
 use flotilla_types::{NodeId, OperationId, ReplicaId, ShardId};
 
@@ -150,14 +150,20 @@ pub(super) fn may_be_merged(meta: &MetaState, shard: ShardId, replica: ReplicaId
 }
 
 /// Whether a replica of a shard that was merged is still needed: the one that it is to be merged into may not have come
-/// to that entry.
-pub(super) fn is_needed(meta: &MetaState, here: &Replicas, replica: &ReplicaStatus) -> bool {
+/// to that entry, or may be about to come of a split. Visits every shard, for the moment in which such a replica is here.
+pub(super) fn is_needed(meta: &MetaState, me: NodeId, here: &Replicas, replica: &ReplicaStatus) -> bool {
     let start = &replica.descriptor.range.start;
     let is_behind = |other: &ReplicaStatus| {
         let known = meta.shard(other.shard).map(|record| record.descriptor.epoch.range);
         other.descriptor.range.end == *start && known.is_some_and(|known| other.descriptor.epoch.range < known)
     };
-    replica.descriptor.is_frozen() && here.iter().any(is_behind)
+    let is_to_come = || {
+        let has_start = |record: &&ShardRecord| record.id != ShardId::META && record.descriptor.range.contains(start);
+        let now = meta.shards().find(has_start);
+        let held = now.and_then(|record| Some((record.id, record.descriptor.replica_on(me)?.replica)));
+        held.is_some_and(|(shard, left)| here.of_shard(shard).all(|replica| replica.replica != left))
+    };
+    replica.descriptor.is_frozen() && (here.iter().any(is_behind) || is_to_come())
 }
 
 #[cfg(test)]
@@ -364,6 +370,9 @@ mod tests {
             actions.contains(&Action::Destroy { replica: before[1].replica })
         };
         world.replicas = before.clone();
+        assert!(!is_destroyed(&world));
+        // A split from which the left one comes may not have been applied here.
+        world.replicas = before[1..].to_vec();
         assert!(!is_destroyed(&world));
         world.replicas = after;
         assert!(is_destroyed(&world));
