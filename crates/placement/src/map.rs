@@ -170,6 +170,14 @@ impl ShardMap {
         self.0.shards.get(&shard).map(Arc::as_ref)
     }
 
+    /// Whether a shard with a later range epoch has the first key of this one, which is no more then: it was merged, or
+    /// what is known of it is outdated.
+    #[must_use]
+    pub fn is_overtaken(&self, shard: &ShardDescriptor) -> bool {
+        let now = self.shard_of(&shard.range.start).map(|now| &now.descriptor);
+        now.is_some_and(|now| now.shard != shard.shard && now.epoch.range > shard.epoch.range)
+    }
+
     /// Every shard, ordered by the start of its range; the metadata group's is first.
     pub fn shards(&self) -> impl Iterator<Item = &Shard> {
         self.0.by_start.values().map(Arc::as_ref)

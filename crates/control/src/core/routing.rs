@@ -64,6 +64,16 @@ impl Routing {
             (id, newer.get(&id).cloned().or_else(recorded))
         };
         let mut map = self.map.with(meta.version(), changed.chain(overtaken).map(now));
+        // It came and went between two versions of the metadata.
+        let merged: Vec<_> = newer
+            .values()
+            .filter(|shard| map.is_overtaken(&shard.descriptor))
+            .map(|shard| shard.descriptor.shard)
+            .collect();
+        for id in merged {
+            newer.remove(&id);
+            map = map.with(meta.version(), [(id, meta.shard(id).map(|record| Arc::new(record.reported())))]);
+        }
         if !meta.has_collections_of(&self.meta) {
             map = map.with_collections(meta.collections().cloned());
         }
@@ -79,8 +89,9 @@ impl Routing {
             let range = &descriptor.range;
             let fits = !range.is_empty() && range.intersection(&keys) == *range;
             let known = self.map.shard(descriptor.shard);
-            fits && known
-                .is_none_or(|known| known.collection == collection && known.descriptor.epoch < descriptor.epoch)
+            fits && !self.map.is_overtaken(descriptor)
+                && !now.iter().any(|other| overtakes(other, descriptor))
+                && known.is_none_or(|known| known.collection == collection && known.descriptor.epoch < descriptor.epoch)
         };
         let mut news = now.iter().filter(is_news).peekable();
         news.peek()?;
@@ -99,6 +110,11 @@ impl Routing {
         let map = Arc::new(self.map.with(self.map.version(), taken));
         Some(Self { meta: self.meta.clone(), newer, map })
     }
+}
+
+/// Whether a shard has keys of another one since a later range epoch.
+fn overtakes(shard: &ShardDescriptor, other: &ShardDescriptor) -> bool {
+    shard.epoch.range > other.epoch.range && !shard.range.intersection(&other.range).is_empty()
 }
 
 #[cfg(test)]
@@ -166,6 +182,25 @@ mod tests {
         meta.drop_collection();
         let routing = routing.offered(&meta.state()).expect("newer metadata");
         assert_eq!((home(&routing, &middle), routing.newer.len()), (None, 0));
+    }
+
+    #[test]
+    fn a_shard_that_was_merged_does_not_come_back() {
+        let (mut meta, descriptor) = founded();
+        let middle = Bytes::copy_from_slice(&[&descriptor.range.start[..], b"m"].concat());
+        let mut merged_again = at(&descriptor, 2, 1);
+        (merged_again.shard, merged_again.range.start) = (ShardId(9), middle);
+        let whole = at(&descriptor, 3, 1);
+        let both = [whole.clone(), merged_again.clone()];
+        let routing = Routing::new(meta.state()).learned(SHARD, &both).expect("news");
+        assert_eq!((epoch(&routing, SHARD), epoch(&routing, ShardId(9))), (Some((3, 1)), None));
+        assert!(routing.learned(SHARD, &both).is_none(), "one with its keys is newer");
+        // It was heard of, and the metadata says of neither that it was there nor that it is gone.
+        let routing = Routing::new(meta.state()).learned(SHARD, &[merged_again]).expect("news");
+        assert_eq!(epoch(&routing, ShardId(9)), Some((2, 1)));
+        meta.report(whole);
+        let routing = routing.offered(&meta.state()).expect("newer metadata");
+        assert_eq!((epoch(&routing, ShardId(9)), routing.newer.len()), (None, 0));
     }
 
     #[test]

@@ -273,7 +273,9 @@ impl<T> Replica<T> {
     pub(super) fn outdated(&self, request: &Request<T>) -> Option<RequestError> {
         let is_old = request.range_epoch.is_some_and(|epoch| epoch < self.descriptor.epoch.range);
         let outdated = is_old || self.descriptor.is_frozen();
-        let heirs = || self.splitting.iter().flat_map(|splitting| &splitting.heirs).cloned();
+        // One that was merged again is no more.
+        let is_parted = |heir: &&ShardDescriptor| heir.range.intersection(&self.descriptor.range).is_empty();
+        let heirs = || self.splitting.iter().flat_map(|splitting| &splitting.heirs).filter(is_parted).cloned();
         outdated.then(|| RequestError::StaleEpoch {
             now: [(*self.descriptor).clone()].into_iter().chain(heirs()).collect(),
         })

@@ -269,7 +269,8 @@ impl World {
         let attempt = pending.attempt;
         match pending.retry.next(node.clock.mono_ms(self.now_us), &running.control.cluster) {
             RetryStep::Wait(wait_ms) => {
-                let is_gone = running.control.cluster.map().shard(pending.shard).is_none();
+                let map = running.control.cluster.map();
+                let is_gone = map.shard(pending.shard).is_none_or(|shard| map.is_overtaken(&shard.descriptor));
                 assert!(!is_gone || pending.routed.is_none(), "{} waits for {}, which is gone", node.id, pending.shard);
                 let wait_us = node.clock.true_us(wait_ms);
                 self.schedule_on(node, wait_us, NodeEvent::RequestDue { request: number, attempt });

@@ -13,6 +13,15 @@ pub(super) const FAULTS: &[Fault] = &[
         also: None,
     },
     Fault {
+        name: "a-shard-that-was-merged-comes-back",
+        what: "a gateway learns of a shard that was split off and merged again",
+        file: "crates/control/src/core/routing.rs",
+        before: "shard.epoch.range > other.epoch.range && !shard.range.intersection(&other.range).is_empty()",
+        after: "shard.epoch.range > other.epoch.range && shard.range == other.range",
+        runner: Runner::Tests("flotilla-control"),
+        also: None,
+    },
+    Fault {
         name: "what-a-merge-takes-over-is-not-held",
         what: "the checkpoint of a shard that is to be merged may go before the merge has read it",
         file: "crates/replication/src/core/merge.rs",
