@@ -234,6 +234,12 @@ impl RequestRetry {
                 let timeout_ms = (self.deadline_ms - now_ms).min(self.attempt_ms_max);
                 RetryStep::Send { node, range_epoch: self.range_epoch, after: self.after, timeout_ms }
             }
+            // The metadata may not say yet that it was merged.
+            Step::Wait(_)
+                if self.is_routed && shard.is_some_and(|shard| cluster.map().is_overtaken(&shard.descriptor)) =>
+            {
+                RetryStep::GiveUp(ShardError::Stale(self.earlier))
+            }
             Step::Wait(pause_ms) => RetryStep::Wait(pause_ms),
             Step::GiveUp if self.earlier == Earlier::InDoubt => RetryStep::GiveUp(ShardError::Unknown),
             Step::GiveUp => RetryStep::GiveUp(self.last_error),

@@ -183,7 +183,8 @@ mod tests {
             let left = meta.collection(&[&[1, 2, 3], &[1, 2, 3]])[0];
             let right = meta.plan_split(left);
             meta.report_split(left);
-            (2..=ClusterVersion::MERGES.0).for_each(|version| meta.raise_to(ClusterVersion(version)));
+            (ClusterVersion::SPLITS.0 + 1..=ClusterVersion::MERGES.0)
+                .for_each(|version| meta.raise_to(ClusterVersion(version)));
             let after = (AFTER_MS / 1_000).to_string();
             meta.apply(&MetaCommand::PutSetting { key: Setting::ShardMergeAfterS.key().to_owned(), value: after });
             let mut fixture = Self { world: World::new(1, meta), left, right, merges: SizeMerges::default() };

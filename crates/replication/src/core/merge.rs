@@ -36,7 +36,8 @@ impl<T> Core<T> {
     pub(super) fn propose_merge_step(&mut self, id: ReplicaId, change: &ShardChange, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id).filter(|replica| replica.may_propose()) else { return };
         let (term, applied) = (replica.term, replica.applied);
-        if replica.splitting().proposed.is_some_and(|(of, index)| of == term && applied < index) {
+        let is_outstanding = |(of, index): (Term, LogIndex)| of == term && applied < index;
+        if *change != ShardChange::Bump && replica.splitting().proposed.is_some_and(is_outstanding) {
             return;
         }
         if let ShardChange::Freeze(Freeze { epoch }) | ShardChange::Merge(Merge { epoch, .. }) = change {
