@@ -259,10 +259,10 @@ mod tests {
         let mut fixture = Fixture::new();
         for (bytes, split_bytes, is_merged) in [
             (MERGE_BYTES / 2, MERGE_BYTES * SPLIT_TO_MERGE, true),
-            (MERGE_BYTES / 2 + 1, MERGE_BYTES * SPLIT_TO_MERGE, false),
             (MERGE_BYTES / 2, 0, true),
+            (MERGE_BYTES / 2 + 1, MERGE_BYTES * SPLIT_TO_MERGE, false),
             (2_000, 12_000, true),
-            (2_001, 12_000, false),
+            (2_001, 12_001, false),
         ] {
             fixture.merges = SizeMerges::default();
             fixture.set(true, bytes);
