@@ -7,9 +7,9 @@
 //! leader of the right shard:  thaw it, once the left one has reported that it will not merge
 //! ```
 //!
-//! Invariants: nothing but time is remembered between passes, so whoever leads goes on where another one stopped; a merge
-//! is proposed only by metadata in which every replica of the right shard has reported, and a thaw only by metadata in which
-//! the left shard's epoch is over and the plan is not: the first cannot happen any more then.
+//! Invariants: passes remember only since when a merge is known, so a new leader goes on where another one stopped; a
+//! merge is proposed only by metadata in which every replica of the right shard has reported, and a thaw only by
+//! metadata in which the left shard's epoch is over and the plan is not: the first cannot happen any more then.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -19,8 +19,8 @@ use flotilla_types::{NodeId, OperationId, ReplicaId, ShardId};
 
 use super::{Action, View};
 
-/// How long a merge may take from when a leader has seen it, in milliseconds: the keys of the right shard are not served
-/// for most of that time.
+/// How long a merge may take from when a leader has seen it, in milliseconds: the keys of the right shard are not
+/// served for most of that time.
 const MERGE_MS_MAX: u64 = 5_000;
 /// Interval of passes while a merge waits for a step of this node, in milliseconds: clients wait for it.
 pub(super) const PASS_MS: u64 = 2;
@@ -149,8 +149,9 @@ pub(super) fn may_be_merged(meta: &MetaState, shard: ShardId, replica: ReplicaId
     })
 }
 
-/// Whether a replica of a shard that was merged is still needed: the one that it is to be merged into may not have come
-/// to that entry, or may be about to come of a split. Visits every shard, for the moment in which such a replica is here.
+/// Whether a replica of a shard that was merged is still needed: the one that it is to be merged into may not have
+/// come to that entry, or a split may be about to create it. Visits every shard, for the moment in which such a replica
+/// is here.
 pub(super) fn is_needed(meta: &MetaState, me: NodeId, here: &Replicas, replica: &ReplicaStatus) -> bool {
     let start = &replica.descriptor.range.start;
     let is_behind = |other: &ReplicaStatus| {

@@ -1,10 +1,10 @@
-//! Merges small neighbours that nobody has used for long, which splits have left.
+//! Merges small neighbouring shards that came of splits and have not been used for long.
 //!
-//! Whoever leads the left shard decides. It has a replica of the right one beside it, else they cannot be merged, and so
+//! The leader of the left shard decides. A replica of the right one is on its node, else they cannot be merged, so it
 //! knows at no cost what both take, and whether both rest.
 //!
-//! Invariants: a node plans one merge at a time; only what came of a split is merged into its neighbour, so a collection
-//! keeps the shards that it was created with; what is merged is far from being split again.
+//! Invariants: a node plans one merge at a time; only what came of a split is merged into its neighbour, so a
+//! collection keeps the shards that it was created with; what is merged is far from being split again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
